@@ -1,0 +1,1 @@
+"""How good a CTR model is: numpy in, numbers out, no torch."""

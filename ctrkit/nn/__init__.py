@@ -1,0 +1,1 @@
+"""Embedding, towers, and the network that joins them."""

@@ -1,0 +1,1 @@
+"""The online side of ctrkit: score a bundle without torch."""
