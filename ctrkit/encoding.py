@@ -1,0 +1,276 @@
+"""From raw values to embedding rows and floats: one numpy code for training and for serving.
+
+Rows of every embedding table: `MISSING` for no value, `UNSEEN` for an id that the training part does not have (or has
+less often than `min_count`), then one row an id (or a hash bucket). So an unseen id is never an error and never
+another id's row. What happened is counted in `Counts`.
+
+    raw value                           outcome                                   counted as
+    null, NaN, empty list               row MISSING; dense: the mean (0.0)        missing
+    id not in the vocabulary            row UNSEEN                                unseen
+    dense value outside training range  clipped to the range                      out_of_range
+    list longer than max_len            the first max_len elements                truncated
+    wrong type ("7" for 7)              UserError naming feature and type         -
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrkit.errors import UserError
+from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, keys_of, mix, signed_log, typed_array
+from ctrkit.schema import Schema, SequenceFeature, table_of
+
+MISSING = 0
+UNSEEN = 1
+FIRST_ROW = 2
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass
+class Counts:
+    """What became of the values of one feature."""
+
+    values: int = 0
+    missing: int = 0
+    unseen: int = 0
+    out_of_range: int = 0
+    truncated: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add the counts of another part of the log."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of a table: `keys_V`, sorted int64 (ids, or 64-bit hashes of strings); key i has row FIRST_ROW + i."""
+
+    keys_V: Int64Array
+    counts_V: Int64Array
+    """How often each id stands in the training part."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table, MISSING and UNSEEN included."""
+        return FIRST_ROW + len(self.keys_V)
+
+    def rows(self, keys_N: Int64Array) -> Int64Array:
+        """Row of each key; UNSEEN where the vocabulary has no such key."""
+        if len(self.keys_V) == 0:
+            return np.full(len(keys_N), UNSEEN, np.int64)
+        position_N = np.searchsorted(self.keys_V, keys_N)
+        np.minimum(position_N, len(self.keys_V) - 1, out=position_N)
+        return np.where(self.keys_V[position_N] == keys_N, position_N + FIRST_ROW, UNSEEN)
+
+
+@dataclass(frozen=True)
+class HashBuckets:
+    """A table of `buckets` rows that ids are hashed into."""
+
+    buckets: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table, MISSING and UNSEEN included (UNSEEN is never looked up)."""
+        return FIRST_ROW + self.buckets
+
+    def rows(self, keys_N: Int64Array) -> Int64Array:
+        """Row of each key."""
+        hashed_N = mix(keys_N.astype(np.uint64))
+        return (hashed_N % np.uint64(self.buckets)).astype(np.int64) + FIRST_ROW
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The quantile buckets of a dense feature: value x is in bucket i if boundary i-1 <= x < boundary i."""
+
+    boundaries: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table, MISSING and UNSEEN included (UNSEEN is never looked up)."""
+        return FIRST_ROW + len(self.boundaries) + 1
+
+    def rows(self, values_N: Float64Array) -> Int64Array:
+        """Row of each finite value."""
+        return np.searchsorted(np.asarray(self.boundaries), values_N, side="right").astype(np.int64) + FIRST_ROW
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Clip to the training range, then (x - mean) / std, of x or of sign(x) log(1 + |x|)."""
+
+    log: bool
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    def scale(self, values_N: Float64Array) -> Float32Array:
+        """Scaled values; `low` and `high` bound the raw ones."""
+        clipped_N = np.clip(values_N, self.low, self.high)
+        transformed_N = signed_log(clipped_N) if self.log else clipped_N
+        return ((transformed_N - self.mean) / self.std).astype(np.float32)
+
+
+Table = Vocabulary | HashBuckets | Buckets
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How every feature of a schema is encoded, as fitted on the training part."""
+
+    schema: Schema
+    raw_types: Mapping[str, RawType]
+    """By feature."""
+    tables: Mapping[str, Table]
+    """By table."""
+    scalings: Mapping[str, Scaling]
+    """By dense feature that is not bucketized."""
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """What fitting saw in the training part, by feature."""
+
+    def num_rows(self) -> dict[str, int]:
+        """Rows of each embedding table."""
+        return {name: table.num_rows for name, table in self.tables.items()}
+
+    def encode_sparse(self, name: str, values_N: npt.NDArray[Any], missing_N: BoolArray) -> tuple[Int64Array, Counts]:
+        """Embedding row of each value of a categorical, sequence or bucketized feature.
+
+        Args:
+            name: the feature.
+            values_N: raw values as `typed_array` gives them; whatever stands where `missing_N` is ignored.
+            missing_N: where there is no value.
+
+        Returns:
+            rows_N, and what was missing, unseen or out of range.
+        """
+        feature = self._feature(name)
+        table = self.tables[table_of(feature)]
+        counts = Counts(values=len(values_N), missing=int(missing_N.sum()))
+        if isinstance(table, Buckets):
+            counts.out_of_range = int((((values_N < table.low) | (values_N > table.high)) & ~missing_N).sum())
+            rows_N = table.rows(np.where(missing_N, table.low, values_N))
+        else:
+            rows_N = table.rows(keys_of(values_N, missing_N))
+            counts.unseen = int(((rows_N == UNSEEN) & ~missing_N).sum())
+        rows_N[missing_N] = MISSING
+        return rows_N, counts
+
+    def encode_dense(self, name: str, values_N: Float64Array, missing_N: BoolArray) -> tuple[Float32Array, Counts]:
+        """Scaled value of each number of a dense feature; 0.0, the mean, where it is missing."""
+        scaling = self.scalings[name]
+        outside_N = ((values_N < scaling.low) | (values_N > scaling.high)) & ~missing_N
+        counts = Counts(values=len(values_N), missing=int(missing_N.sum()), out_of_range=int(outside_N.sum()))
+        scaled_N = scaling.scale(np.where(missing_N, scaling.low, values_N))
+        scaled_N[missing_N] = 0.0
+        return scaled_N, counts
+
+    def encode_sequence(self, name: str, lists: Sequence[Sequence[Any] | None]) -> tuple[list[Int64Array], Counts]:
+        """Rows of each list of a sequence feature, the first `max_len` of it: the way of a request, a few lists."""
+        feature = self._feature(name)
+        assert isinstance(feature, SequenceFeature)
+        encoded, total = [], Counts()
+        for values in lists:
+            if values is not None and (isinstance(values, str) or not isinstance(values, Sequence | np.ndarray)):
+                raise UserError(f"feature '{name}' takes a list of values, got {type(values).__name__}")
+            kept = [] if values is None else values[: feature.max_len]
+            rows, counts = self.encode_sparse(name, *typed_array(kept, self.raw_types[name], name))
+            counts.truncated = 0 if values is None else int(len(values) > feature.max_len)
+            counts.missing += int(len(kept) == 0)
+            encoded.append(rows)
+            total.add(counts)
+        return encoded, total
+
+    def _feature(self, name: str) -> Any:
+        return next(f for f in self.schema.features if f.name == name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over schema, raw types, scalings and vocabularies: equal if and only if the encoding is."""
+        digest = hashlib.sha256(json.dumps(self._to_json(), sort_keys=True).encode())
+        for name in sorted(self.tables):
+            table = self.tables[name]
+            if isinstance(table, Vocabulary):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(table.keys_V).tobytes())
+        return digest.hexdigest()
+
+    def _to_json(self) -> dict[str, Any]:
+        tables: dict[str, Any] = {}
+        for name, table in self.tables.items():
+            match table:
+                case Vocabulary():
+                    tables[name] = {"type": "vocabulary", "ids": len(table.keys_V)}
+                case HashBuckets():
+                    tables[name] = {"type": "hash", "buckets": table.buckets}
+                case Buckets():
+                    tables[name] = {"type": "buckets", **asdict(table)}
+        return {
+            "schema": self.schema.model_dump(mode="json", exclude_none=True),
+            "schema_fingerprint": self.schema.fingerprint(),
+            "raw_types": dict(self.raw_types),
+            "tables": tables,
+            "scalings": {name: asdict(scaling) for name, scaling in self.scalings.items()},
+        }
+
+    def save(self, directory: Path) -> None:
+        """Write `encoding.json` and a `<table>.keys.npy` and `<table>.counts.npy` a vocabulary into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            if isinstance(table, Vocabulary):
+                np.save(directory / f"{name}.keys.npy", table.keys_V, allow_pickle=False)
+                np.save(directory / f"{name}.counts.npy", table.counts_V, allow_pickle=False)
+        content = {
+            **self._to_json(),
+            "fingerprint": self.fingerprint(),
+            "counts": {name: asdict(counts) for name, counts in self.counts.items()},
+        }
+        (directory / "encoding.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing, or the content does not have the fingerprint that was written with it.
+        """
+        try:
+            content = json.loads((directory / "encoding.json").read_text())
+            tables = {name: _load_table(directory, name, spec) for name, spec in content["tables"].items()}
+            encoding = cls(
+                schema=Schema.model_validate(content["schema"]),
+                raw_types=content["raw_types"],
+                tables=tables,
+                scalings={name: Scaling(**spec) for name, spec in content["scalings"].items()},
+                counts={name: Counts(**spec) for name, spec in content.get("counts", {}).items()},
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{directory}: no readable encoding ({error}); run `ctrkit prepare` again") from error
+        if encoding.fingerprint() != content["fingerprint"]:
+            raise UserError(f"{directory}: the encoding was changed after it was written; run `ctrkit prepare` again")
+        return encoding
+
+
+def _load_table(directory: Path, name: str, spec: dict[str, Any]) -> Table:
+    match spec["type"]:
+        case "vocabulary":
+            keys_V = np.load(directory / f"{name}.keys.npy", mmap_mode="r", allow_pickle=False)
+            counts_path = directory / f"{name}.counts.npy"  # not in a bundle: serving has no use for it
+            counts_V = (
+                np.load(counts_path, allow_pickle=False) if counts_path.exists() else np.zeros(len(keys_V), np.int64)
+            )
+            return Vocabulary(keys_V, counts_V)
+        case "hash":
+            return HashBuckets(spec["buckets"])
+        case _:
+            return Buckets(tuple(spec["boundaries"]), spec["low"], spec["high"])
