@@ -1,0 +1,339 @@
+"""A recipe: one TOML file that says what a batch job does, checked to the last key.
+
+    [data]        where the log is and how it is split        [towers.NAME]  an MLP: layers, activation, norm
+    [columns]     label, group, weight, time                  [models.NAME]  what is trained, by which objective
+    [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
+    [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size
+
+Modules never see these objects: `ctrkit.pipeline` passes their values on as plain arguments.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctrkit.errors import UserError
+from ctrkit.schema import Feature, Schema
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitByFiles(_Strict):
+    """The parts lie in files or folders of their own: `train.parquet`, `train/`, `train*.csv`."""
+
+    by: Literal["files"] = "files"
+    train: str = "train"
+    valid: str = "valid"
+    test: str = "test"
+
+
+class SplitByColumn(_Strict):
+    """By the values of a column, a day partition say: listed, or so many of the last ones."""
+
+    by: Literal["column"]
+    column: str
+    valid: list[str | int] | Positive = 1
+    test: list[str | int] | Positive = 1
+
+
+class SplitByTime(_Strict):
+    """The last shares of the log by the time column."""
+
+    by: Literal["time"]
+    valid: Share = 0.1
+    test: Share = 0.1
+
+
+class SplitAtRandom(_Strict):
+    """Rows at random: for logs without a time. Flatters any model that remembers users."""
+
+    by: Literal["random"]
+    valid: Share = 0.1
+    test: Share = 0.1
+    seed: int = 0
+
+
+class SyntheticLog(_Strict):
+    """The seeded synthetic display-ad log of `ctrkit.data.synthetic` in place of a path."""
+
+    rows: Positive
+    seed: int = 0
+    days: Annotated[int, Field(ge=3)] = 8
+
+
+class DataConfig(_Strict):
+    """Where the click log is."""
+
+    path: str | None = None
+    """File, folder or URI of the log; relative to where the command is run."""
+    format: Literal["auto", "parquet", "csv"] = "auto"
+    adapter: str | None = None
+    """Official raw files that may lie at `path` instead of a flat log (`ctrkit.data.adapters`)."""
+    adapter_options: dict[str, Any] = {}
+    synthetic: SyntheticLog | None = None
+    split: SplitByFiles | SplitByColumn | SplitByTime | SplitAtRandom = Field(
+        default=SplitByFiles(), discriminator="by"
+    )
+    row_group_rows: Positive = 65_536
+    """Rows of a row group of the prepared log: the unit of shuffling and of resuming."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.synthetic is not None:
+            raise ValueError("give either path or synthetic, not both")
+        return self
+
+
+class ColumnsConfig(_Strict):
+    """Columns of the log that are no features."""
+
+    label: str
+    group: str
+    weight: str | None = None
+    time: str | None = None
+    oracle: str | None = None
+
+
+class EmbeddingConfig(_Strict):
+    """The tables."""
+
+    dim: Positive = 16
+    dims: dict[str, Positive] = {}
+    """Width by table, where it is not `dim`."""
+    init_std: Annotated[float, Field(gt=0)] = 0.01
+
+
+class TowerConfig(_Strict):
+    """An MLP from the pooled embeddings to one logit."""
+
+    hidden: list[Positive]
+    activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"] = "relu"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    batch_norm: bool = False
+
+
+class TrainConfig(_Strict):
+    """The training loop. `[models.NAME.train]` overrides any of it for one model."""
+
+    epochs: Positive = 2
+    batch_size: Positive = 1024
+    seed: int = 0
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad"] = "adam"
+    table_lr: Annotated[float, Field(gt=0)] = 1e-3
+    table_l2: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the tables' L2 penalty (`ctrkit.nn.embedding`)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    """Largest gradient norm of the towers."""
+    monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
+    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
+    patience: Positive = 2
+    """Evaluations without improvement before training stops."""
+    evaluations_per_epoch: Positive = 1
+    shuffle_rows: Positive = 1_000_000
+    """Rows of the shuffle buffer."""
+    device: str = "cpu"
+    tensorboard: bool = False
+
+
+class _Model(_Strict):
+    train: TrainConfig = TrainConfig()
+    """Keys of [train] that this model overrides: those that are set."""
+
+
+class PointwiseConfig(_Model):
+    """One tower by itself."""
+
+    objective: Literal["pointwise"]
+    tower: str
+
+
+class RocketLaunchingConfig(_Model):
+    """A light tower under its booster (Zhou et al., AAAI 2018)."""
+
+    objective: Literal["rocket_launching"]
+    light: str
+    booster: str
+    hint_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Lambda of eq. 1, for one logit."""
+    route: Literal["none", "paper", "shared"] = "shared"
+    """Gradient route: see `ctrkit.objectives.rocket_launching`."""
+
+
+Model = Annotated[PointwiseConfig | RocketLaunchingConfig, Field(discriminator="objective")]
+
+
+class ExportConfig(_Strict):
+    """Which model goes online."""
+
+    model: str | None = None
+    """Name of the model; the last one if not given."""
+    parity_rows: Positive = 4096
+    """Held-out rows on which ONNX Runtime and torch must agree."""
+
+
+class BenchConfig(_Strict):
+    """The latency measurement."""
+
+    ads: Positive = 400
+    repeats: Positive = 2000
+
+
+class Recipe(_Strict):
+    """A whole batch job."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: DataConfig
+    columns: ColumnsConfig
+    features: dict[str, Feature] = Field(min_length=1)
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    towers: dict[str, TowerConfig] = Field(min_length=1)
+    models: dict[str, Model] = Field(min_length=1)
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_features(cls, content: Any) -> Any:
+        features = content.get("features") if isinstance(content, dict) else None
+        if not isinstance(features, dict):
+            return content
+        named = {k: {"kind": "categorical", **v, "name": k} if isinstance(v, dict) else v for k, v in features.items()}
+        return {**content, "features": named}
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        for name, model in self.models.items():
+            towers = [model.tower] if isinstance(model, PointwiseConfig) else [model.light, model.booster]
+            for tower in towers:
+                if tower not in self.towers:
+                    raise ValueError(
+                        f"model '{name}' names tower '{tower}', which is not in [towers]: {sorted(self.towers)}"
+                    )
+        if self.export.model is not None and self.export.model not in self.models:
+            raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")
+        if self.data.split.by == "time" and self.columns.time is None:
+            raise ValueError("split by time needs columns.time")
+        unknown = sorted(set(self.embedding.dims) - set(self.schema_().tables()))
+        if unknown:
+            raise ValueError(
+                f"embedding.dims names '{unknown[0]}', which is no table: {sorted(self.schema_().tables())}"
+            )
+        return self
+
+    def schema_(self) -> Schema:
+        """The schema that [columns] and [features] declare."""
+        return Schema(features=tuple(self.features.values()), **self.columns.model_dump())
+
+    def train_config(self, model: str) -> TrainConfig:
+        """[train] with the overrides of one model."""
+        overrides = self.models[model].train
+        return self.train.model_copy(update={key: getattr(overrides, key) for key in overrides.model_fields_set})
+
+    @property
+    def export_model(self) -> str:
+        """Name of the model that goes online."""
+        return self.export.model or list(self.models)[-1]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `a.b=value` overrides (values as TOML writes them, bare words are strings).
+
+    Raises:
+        UserError: no such file, no TOML, an unknown key (with the nearest valid one), or a value that does not fit.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = "\n".join(f"  {line}" for line in _explain(error))
+        raise UserError(f"{path}: the recipe has {error.error_count()} problem(s):\n{lines}") from None
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {override}: write KEY=VALUE, such as --set train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    table = content
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: '{parent}' is a value, not a table")
+    table[last] = value
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"]]
+        tags = set(_tags())
+        key = ".".join(part for i, part in enumerate(location) if not (i and part in tags and part != location[-1]))
+        match problem["type"]:
+            case "extra_forbidden":
+                known = _known_keys(location[:-1])
+                near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+                yield f"{key}: unknown key; {hint}"
+            case "missing":
+                yield f"{key}: required key is missing"
+            case _:
+                message = problem["msg"].removeprefix("Value error, ")
+                given = problem.get("input")
+                shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+                yield f"{key}: {message}{shown}" if key else f"{message}{shown}"
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _tags() -> Iterator[str]:
+    for model in (*_models_in(Feature), *_models_in(Model), *_models_in(DataConfig.model_fields["split"].annotation)):
+        for name in ("kind", "objective", "by"):
+            if name in model.model_fields:
+                yield from get_args(model.model_fields[name].annotation)
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    """Keys that are valid at a place of the recipe, walking the models from the top; union tags narrow the choice."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        tagged = [m for m in models if part in {a for f in m.model_fields.values() for a in get_args(f.annotation)}]
+        below = [
+            m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)
+        ]
+        models = tagged or below or models
+    return [name for model in models for name in model.model_fields if name != "name" or model is Recipe]
+
+
+def as_dict(recipe: Recipe) -> Mapping[str, Any]:
+    """The recipe as JSON-ready values, defaults included: what a run keeps beside its results."""
+    return recipe.model_dump(mode="json", exclude_none=True)
