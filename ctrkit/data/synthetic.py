@@ -1,7 +1,8 @@
 """A seeded display-ad click log whose click probabilities are known.
 
-Requests arrive day by day. A request shows one user a slate of 5 to 10 ads at one time; the ads are drawn by popularity among
-those that live that day, an old ranker orders them by quality and noise, and each ad is clicked with the probability
+Requests arrive day by day. A request shows one user a slate of 5 to 10 ads at one time; the ads are drawn by
+popularity among those that live that day, an old ranker orders them by quality and noise, and each ad is clicked with
+the probability
 
     p = sigmoid(b + quality[a] + taste[age, category] + position_bias[k]
                 + AFFINITY * same(category, recent_categories)
@@ -10,15 +11,15 @@ those that live that day, an old ranker orders them by quality and noise, and ea
                 + CROSS    * sum_m prod_{f in C_m} code_m,f[value of f] / sqrt(M)
                 + NET      * g(latent[age], latent[city], latent[category], latent[advertiser]))
 
-where ``C_m`` are sets of two to four fields of few values, at least one of them the ad's (``CROSSES``), ``code_m,f`` is a frozen random sign
-per value (a parity: no proper subset of the fields tells anything, apart from chance imbalance), ``g`` is a frozen random
-net of two tanh layers with unit variance, and ``b`` is set so that the mean probability is the click rate asked for. All
-of them are drawn from the seed alone. Days drift: popularity and ``taste`` walk at random, and ads are born every day, so the last
-day shows ads never seen before, of campaigns, categories and advertisers that were. Histories are the simulated clicks of earlier
-days (three days before the first are simulated and not written).
+where ``C_m`` are sets of two to four fields of few values, at least one of them the ad's (``CROSSES``), ``code_m,f``
+is a frozen random sign per value (a parity: no proper subset of the fields tells anything, apart from chance
+imbalance), ``g`` is a frozen random net of two tanh layers, and ``b`` is set so that the mean probability is the
+click rate asked for. All of them are drawn from the seed alone. Days drift: popularity and ``taste`` walk at random,
+and ads are born every day, so the last day shows ads never seen before, of campaigns, categories and advertisers that
+were. Histories are the simulated clicks of earlier days (three days before the first are simulated and not written).
 
-``click`` is a Bernoulli draw of the column ``click_probability``, so scoring with that column gives the Bayes-optimal log
-loss, AUC and GAUC of the log. ``position`` is known only after ranking: a serving model cannot use it.
+``click`` is a Bernoulli draw of the column ``click_probability``, so scoring with that column gives the Bayes-optimal
+log loss, AUC and GAUC of the log. ``position`` is known only after ranking: a serving model cannot use it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class _World:
 
 @dataclass
 class _State:
-    """What changes from day to day: log popularity [A], taste [age, category] and each user's clicks, newest first, -1 empty."""
+    """What changes by day: log popularity [A], taste [age, category], each user's clicks (newest first, -1 empty)."""
 
     popularity: Floats
     taste: Floats
@@ -107,7 +108,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Impressions:
-    """A chunk of impressions: request number, user, ad, hour, device, position (from 1) and second of the day, each [B]."""
+    """A chunk of impressions: request number, user, ad, hour, device, position (from 1), second of day, each [B]."""
 
     request: Ints
     user: Ints
@@ -136,7 +137,8 @@ def generate(
     """
     if rows < days or days < 2 or not 0.0 < click_rate < 1.0:
         raise UserError(
-            f"synthetic log: rows={rows}, days={days}, click_rate={click_rate}: needs days >= 2, rows >= days, 0 < click_rate < 1"
+            f"synthetic log: rows={rows}, days={days}, click_rate={click_rate}: "
+            "needs days >= 2, rows >= days and 0 < click_rate < 1"
         )
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists already and is not empty; remove it or name another directory")
@@ -216,7 +218,7 @@ def _draw_world(rng: np.random.Generator, users: int, ads: int, days: int) -> _W
         activity=np.cumsum(rng.gamma(2.0, size=users)),
         campaign=campaign,
         birth=np.where(rng.random(ads) < 0.6, 0, rng.integers(0, days, size=ads)),
-        price=np.round(np.exp(3.0 + log_price), 2),
+        price=np.exp(3.0 + log_price).round(2).astype(np.float64),
         quality=rng.normal(0.0, 0.3, ads),
         personal=rng.normal(size=(users, LATENT)),
         theme=rng.normal(size=(CATEGORIES, LATENT)) / np.sqrt(LATENT),
