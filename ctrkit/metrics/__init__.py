@@ -1,1 +1,37 @@
 """How good a CTR model is: numpy in, numbers out, no torch."""
+
+from ctrkit.metrics.auc import auc, rela_impr
+from ctrkit.metrics.gauc import GAUC, Coverage, GAUCPartial, GroupAUCs, gauc, group_aucs
+from ctrkit.metrics.pointwise import (
+    ReliabilityCurve,
+    debias_probability,
+    ece,
+    log_loss,
+    log_loss_from_logits,
+    normalized_entropy,
+    pcoc,
+    reliability_curve,
+)
+from ctrkit.metrics.report import METRICS, Report, evaluate_scores
+
+__all__ = [
+    "GAUC",
+    "METRICS",
+    "Coverage",
+    "GAUCPartial",
+    "GroupAUCs",
+    "ReliabilityCurve",
+    "Report",
+    "auc",
+    "debias_probability",
+    "ece",
+    "evaluate_scores",
+    "gauc",
+    "group_aucs",
+    "log_loss",
+    "log_loss_from_logits",
+    "normalized_entropy",
+    "pcoc",
+    "rela_impr",
+    "reliability_curve",
+]

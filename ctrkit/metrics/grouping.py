@@ -1,0 +1,184 @@
+"""Group keys of any type as integer codes: exact, never a hash that could merge two users."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctrkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A group's code for every row.
+
+    codes: integers [rows]; a row's code is `codes - offset`, in [0, 2**bits).
+    dense: the codes are about as many as the groups, so a new numbering would save no bits.
+    names: the groups' keys in order of their codes (numpy or Arrow), or None where the stored integer is the key.
+    """
+
+    codes: NDArray[Any]
+    offset: int
+    bits: int
+    dense: bool
+    names: Any = None
+
+    def keys(self, codes: NDArray[np.uint64]) -> NDArray[Any]:
+        """The keys of those codes, in the type that came in."""
+        if self.names is None:
+            keys = codes + np.uint64(self.offset % 2**64)
+            return keys.astype(self.codes.dtype)
+        return np.asarray(self.names)[codes.astype(np.int64)]
+
+    def renumbered(self) -> "Grouping":
+        """The same groups under codes as few as the groups."""
+        return self if self.dense else _renumber(self.codes)
+
+
+def group_codes(groups: Any, name: str = "groups") -> Grouping:
+    """Codes of group keys: integers, strings, bytes, bool, dates, objects; numpy, pandas, Arrow, polars.
+
+    Integers keep their own values, so they cost no pass. Strings are numbered by Arrow where it is installed.
+    Raises UserError for missing keys (count and first row), for floats, in which large ids merge, and for a column
+    that is not one-dimensional.
+    """
+    column = getattr(groups, "array", groups)  # what a pandas Series holds
+    if hasattr(column, "categories") and hasattr(column, "codes"):  # a pandas Categorical is numbered already
+        _refuse_missing(np.asarray(column.codes) < 0, name)
+        return _numbered(np.asarray(column.codes), np.asarray(column.categories))
+    if _is_arrow(groups):
+        return _from_arrow(groups, name)
+    if isinstance(groups, list | tuple):  # numpy would make [1, "1"] one type and one user
+        array = np.empty(len(groups), dtype=object)
+        array[:] = groups
+        return _from_objects(array, name)
+    array = np.asarray(groups)
+    if array.ndim != 1:
+        raise UserError(f"{name} has shape {array.shape}; give one dimension, [rows]")
+    return _from_numpy(array, name)
+
+
+def _is_arrow(groups: Any) -> bool:
+    """Whether the column speaks Arrow (pyarrow, polars, pandas strings) and Arrow is the better way to read it."""
+    if isinstance(groups, np.ndarray) or not (
+        hasattr(groups, "__arrow_c_stream__") or hasattr(groups, "__arrow_c_array__")
+    ):
+        return False
+    dtype = getattr(groups, "dtype", None)
+    return not (isinstance(dtype, np.dtype))
+
+
+def _from_numpy(array: NDArray[Any], name: str) -> Grouping:
+    kind = array.dtype.kind
+    if kind == "f":
+        raise UserError(f"{name}: keys are {array.dtype}, in which large ids merge; read them as integers or strings")
+    if kind == "b":
+        array = array.view(np.uint8)
+    elif kind in "mM":
+        _refuse_missing(np.isnat(array), name)
+        return _numbered(*_unique(array))
+    elif kind in "OT":
+        return _from_objects(array.astype(object), name)
+    elif kind in "US":
+        return _from_strings(array)
+    elif kind not in "iu":
+        raise UserError(f"{name}: keys of type {array.dtype} cannot be grouped; give integers or strings")
+    return _own_values(array)
+
+
+def _own_values(array: NDArray[Any]) -> Grouping:
+    if not len(array):
+        return Grouping(array, 0, 0, dense=True)
+    low, high = int(array.min()), int(array.max())
+    return Grouping(array, low, (high - low).bit_length(), dense=high - low < 4 * len(array))
+
+
+def _numbered(codes: NDArray[Any], names: Any) -> Grouping:
+    return Grouping(codes, 0, max(len(names) - 1, 0).bit_length(), dense=True, names=names)
+
+
+def _from_strings(array: NDArray[Any]) -> Grouping:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        return _numbered(*_unique(array))
+    encoded = pa.array(array).dictionary_encode()
+    return _numbered(encoded.indices.to_numpy(), encoded.dictionary)
+
+
+def _from_objects(array: NDArray[Any], name: str) -> Grouping:
+    """Any hashable keys, equal as Python says; None and NaN (the keys that are not equal to themselves) are missing."""
+    numbers: dict[Any, int] = {}
+    number = numbers.setdefault
+    codes = np.fromiter((number(key, len(numbers)) for key in array), np.int64, len(array))
+    names = np.empty(len(numbers), dtype=object)
+    names[:] = list(numbers)
+    lost = np.array([key is None or _not_itself(key) for key in names], dtype=np.bool_)
+    if lost.any():
+        _refuse_missing(lost[codes], name)
+    return _numbered(codes, names)
+
+
+def _not_itself(key: Any) -> bool:
+    """Whether a key is NaN, NaT or pandas.NA: not equal to itself, or not saying."""
+    try:
+        return bool(key != key)
+    except TypeError:
+        return True
+
+
+def _from_arrow(groups: Any, name: str) -> Grouping:
+    import pyarrow as pa
+
+    if isinstance(groups, pa.ChunkedArray):
+        column = groups
+    elif hasattr(groups, "__arrow_c_stream__"):
+        column = pa.chunked_array(groups)
+    else:
+        column = pa.chunked_array([pa.array(groups)])
+    if column.null_count:
+        _refuse_missing(column.is_null().to_numpy(), name)
+    if pa.types.is_floating(column.type):
+        return _from_numpy(np.empty(0, dtype=column.type.to_pandas_dtype()), name)
+    if pa.types.is_integer(column.type):
+        return _own_values(column.to_numpy())
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    return _from_dictionary(column.unify_dictionaries().combine_chunks(), name)
+
+
+def _from_dictionary(array: Any, name: str) -> Grouping:
+    """Codes of a DictionaryArray. Arrow lets a dictionary name one key twice, or name null: then it is renumbered."""
+    distinct = array.dictionary.dictionary_encode()
+    codes = array.indices.to_numpy()
+    if len(distinct.dictionary) == len(array.dictionary):
+        return _numbered(codes, array.dictionary)
+    if distinct.null_count:
+        _refuse_missing(distinct.is_null().to_numpy(zero_copy_only=False)[codes], name)
+        return _from_dictionary(array.dictionary_decode().dictionary_encode(), name)
+    return _numbered(distinct.indices.to_numpy()[codes], distinct.dictionary)
+
+
+def _renumber(array: NDArray[Any]) -> Grouping:
+    """Integers too far apart to keep: numbered by Arrow's hash table where it is installed, else by a sort."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        return _numbered(*_unique(array))
+    encoded = pa.array(array).dictionary_encode()
+    return _numbered(encoded.indices.to_numpy(), encoded.dictionary.to_numpy())
+
+
+def _unique(array: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    names, codes = np.unique(array, return_inverse=True)
+    return codes, names
+
+
+def _refuse_missing(missing: NDArray[np.bool_], name: str) -> None:
+    rows = np.flatnonzero(missing)
+    if rows.size:
+        raise UserError(
+            f"{name}: {rows.size} of {len(missing)} keys are missing, the first in row {rows[0]}; "
+            "drop those rows or give them keys, since together they would count as one user"
+        )

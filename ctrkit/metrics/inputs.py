@@ -1,0 +1,115 @@
+"""What comes in: anything with rows becomes a checked numpy array, or a UserError that says where it is wrong."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ctrkit.errors import UserError
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+
+CHUNK_ROWS = 1 << 17
+"""Rows of one step of a pass: its temporary arrays stay in a core's cache, and are all the memory that a pass adds."""
+
+
+def chunks(rows: int) -> Iterator[slice]:
+    """The slices that cut `rows` rows into CHUNK_ROWS at a time."""
+    for start in range(0, rows, CHUNK_ROWS):
+        yield slice(start, min(start + CHUNK_ROWS, rows))
+
+
+def labels(values: ArrayLike, name: str = "y_true") -> BoolArray:
+    """Clicks as bool [rows], from any numbers that are 0 or 1.
+
+    Raises UserError with the count and the first row of labels outside {0, 1}, NaN and nulls included.
+    """
+    array = _one_column(values, name)
+    if array.dtype.kind not in "biuf":
+        array = _numbers(array, name)
+    if array.dtype.kind == "b":
+        return array.astype(np.bool_, copy=False)
+    _refuse(array, lambda part: (part != 0) & (part != 1), f"{name}: labels outside {{0, 1}}", "a label is 0 or 1")
+    return array.astype(np.bool_)
+
+
+def scores(values: ArrayLike, name: str = "y_score") -> FloatArray:
+    """Scores as float32 or float64 [rows], never rounded: float64 values that are all float32 come back as float32.
+
+    Raises UserError for NaN and infinite scores with the count and the first row, and for numbers wider than float64.
+    """
+    array = _one_column(values, name)
+    if array.dtype.kind not in "biuf":
+        array = _numbers(array, name)
+    if array.dtype == np.float16 or array.dtype.kind == "b":
+        array = array.astype(np.float32)
+    if array.dtype not in (np.float32, np.float64):
+        wide = array.astype(np.float64)
+        if not np.array_equal(wide, array):
+            raise UserError(f"{name}: {array.dtype} values that float64 cannot hold; give scores as float64")
+        array = wide
+    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        _refuse(array, lambda part: ~np.isfinite(part), f"{name}: NaN or infinite scores", "drop or mend those rows")
+    return _narrow(np.ascontiguousarray(array))
+
+
+def probabilities(values: ArrayLike, name: str = "probability") -> NDArray[np.float64]:
+    """Probabilities as float64 [rows]. Raises UserError for values outside [0, 1], NaN included."""
+    array = scores(values, name)
+    _refuse(array, lambda part: (part < 0) | (part > 1), f"{name}: values outside [0, 1]", "are they logits?")
+    return array.astype(np.float64, copy=False)
+
+
+def weights(values: ArrayLike | None, rows: int, name: str = "sample_weight") -> NDArray[np.float64] | None:
+    """Weights as float64 [rows], or None. Raises UserError for negative, NaN or infinite ones, or another length."""
+    if values is None:
+        return None
+    array = scores(values, name)
+    same_length(rows, **{name: array})
+    _refuse(array, lambda part: part < 0, f"{name}: negative weights", "a weight is 0 or more")
+    return array.astype(np.float64, copy=False)
+
+
+def same_length(rows: int, **columns: Any) -> None:
+    """Raise UserError if a column does not have `rows` rows."""
+    for name, column in columns.items():
+        if len(column) != rows:
+            raise UserError(f"{name} has {len(column)} rows, y_true has {rows}; give one value for each row")
+
+
+def _one_column(values: ArrayLike, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise UserError(f"{name} has shape {array.shape}; give one dimension, [rows]")
+    return array
+
+
+def _numbers(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Object columns, which pandas and Arrow make of nullable numbers, as float64; a null becomes NaN."""
+    try:
+        return np.array([np.nan if value is None else value for value in array.tolist()], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: {array.dtype} values that are not all numbers; give numbers without nulls") from error
+
+
+def _refuse(array: NDArray[Any], wrong: Callable[[NDArray[Any]], BoolArray], what: str, way_out: str) -> None:
+    count, first = 0, -1
+    for part in chunks(len(array)):
+        rows = np.flatnonzero(wrong(array[part]))
+        if rows.size and first < 0:
+            first = part.start + int(rows[0])
+        count += rows.size
+    if count:
+        raise UserError(f"{what}: {count} of {len(array)} rows, the first is row {first} ({array[first]}); {way_out}")
+
+
+def _narrow(array: FloatArray) -> FloatArray:
+    """The same values as float32 where that loses nothing: a model's own scores need half the bits to be sorted."""
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        if all(np.array_equal(array[part], array[part].astype(np.float32)) for part in chunks(len(array))):
+            return array.astype(np.float32)
+    return array
