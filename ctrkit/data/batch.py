@@ -1,0 +1,40 @@
+"""One minibatch of impressions."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B impressions, encoded.
+
+    Shapes: B impressions, F sparse features, D dense features.
+    """
+
+    sparse: KeyedJaggedTensor
+    """Table rows (int64) of the F sparse features, in schema order, each a list an impression."""
+    dense_BD: Tensor
+    """Scaled dense features, float32; D may be 0."""
+    label_B: Tensor
+    """0.0 or 1.0."""
+    weight_B: Tensor
+    """Weight of each impression in the loss, float32; mean 1 over the training part where the log has no weights."""
+    origin_B: Tensor
+    """Index of the row group that each impression was read from (`Loader.origin`), int64."""
+
+    def __len__(self) -> int:
+        return len(self.label_B)
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        return type(self)(
+            sparse=self.sparse.to(device),
+            dense_BD=self.dense_BD.to(device),
+            label_B=self.label_B.to(device),
+            weight_B=self.weight_B.to(device),
+            origin_B=self.origin_B,
+        )

@@ -1,0 +1,64 @@
+"""Towers."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "prelu": nn.PReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class MLP(nn.Module):
+    """A tower: x[B, in_features] through hidden layers to one logit.
+
+    Each hidden layer is linear, batch norm if asked, activation, dropout. The defaults of a recipe are the towers of
+    Rocket Launching's Table 5 (Zhou et al., AAAI 2018): light 200-80, booster 720-360-240-180-90.
+
+    Args:
+        in_features: width of the input.
+        hidden: widths of the hidden layers; none makes it logistic regression.
+        activation: name of the non-linearity.
+        dropout: probability that a hidden unit is dropped in training.
+        batch_norm: normalise each hidden layer before its activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        *,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.widths = (in_features, *hidden, 1)
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(self.widths[:-2], self.widths[1:-1], strict=True):
+            layers.append(nn.Linear(width_in, width_out))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(width_out))
+            layers.append(_ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(self.widths[-2], 1))
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def multiplications(self) -> int:
+        """Multiplications an impression: the sum of the products of neighbouring widths, as Table 5 counts."""
+        return sum(a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
+
+    def forward(self, x_BX: Tensor) -> Tensor:
+        """logit[B]."""
+        logit_B1: Tensor = self.layers(x_BX)
+        return logit_B1.squeeze(1)

@@ -1,0 +1,39 @@
+"""What a learning method is to the trainer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ctrkit.data.batch import Batch
+from ctrkit.nn.network import Network
+
+
+class Objective(nn.Module, ABC):
+    """Which networks train together, by which losses, and which one ships.
+
+    Every objective passes the contract tests in tests/objectives/test_contract.py.
+    """
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss, by name: loss[B], one value an impression, already multiplied by their weights.
+
+        The trainer minimises the weighted mean over the batch of their sum; kept apart so that each can be logged.
+        """
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """logit[B] of every network in `networks`, sharing what they share."""
+
+    @abstractmethod
+    def networks(self) -> Mapping[str, Network]:
+        """Every network that can predict, by its role; an objective with one network calls it ""."""
+
+    @abstractmethod
+    def inference_role(self) -> str:
+        """Role of the network that ships: the one that early stopping watches and that is exported."""
+
+    def inference_model(self) -> Network:
+        """The network that ships."""
+        return self.networks()[self.inference_role()]
