@@ -389,9 +389,10 @@ def test_globo_slates(source: Path, target: Path) -> None:
     # User n % 3 clicks article 1 + n % 7 at click n: after 30 clicks every user has clicked all seven, so none is free.
     assert [row["slate_id"] for row in log] == list(range(10, 30))
     assert all(row["click"] == 1 for row in log)
-    assert log[0] == {"slate_id": 10, "user_id": 1, "timestamp": 1_507_018_000} | {
-        "hour": 8, "environment": 4, "device": 3, "os": 10, "country": 1, "region": 25, "referrer": 2, "recent_items": [1, 5, 2], "item_id": 4,
-        "item_age_hours": 1.0, "click": 1,
+    assert log[0] == {
+        "slate_id": 10, "user_id": 1, "timestamp": 1_507_018_000, "hour": 8, "environment": 4, "device": 3, "os": 10,
+        "country": 1, "region": 25, "referrer": 2, "recent_items": [1, 5, 2], "item_id": 4, "item_age_hours": 1.0,
+        "click": 1,
     }  # fmt: skip
     assert log[-1]["recent_items"] == [6, 3, 7, 4, 1, 5, 2, 6, 3]
     ages = {row["item_id"]: row["item_age_hours"] for row in log[:7]}
