@@ -16,8 +16,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +47,11 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Add the counts of another part of the log."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        self.values += other.values
+        self.missing += other.missing
+        self.unseen += other.unseen
+        self.out_of_range += other.out_of_range
+        self.truncated += other.truncated
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,8 @@ class Encoding:
         Returns:
             rows_N, and what was missing, unseen or out of range.
         """
-        feature = self._feature(name)
-        table = self.tables[table_of(feature)]
+        table = self._features[name][1]
+        assert table is not None
         counts = Counts(values=len(values_N), missing=int(missing_N.sum()))
         if isinstance(table, Buckets):
             counts.out_of_range = int((((values_N < table.low) | (values_N > table.high)) & ~missing_N).sum())
@@ -178,22 +183,28 @@ class Encoding:
 
     def encode_sequence(self, name: str, lists: Sequence[Sequence[Any] | None]) -> tuple[list[Int64Array], Counts]:
         """Rows of each list of a sequence feature, the first `max_len` of it: the way of a request, a few lists."""
-        feature = self._feature(name)
+        feature = self._features[name][0]
         assert isinstance(feature, SequenceFeature)
-        encoded, total = [], Counts()
+        kept: list[Any] = []
+        empty = truncated = 0
         for values in lists:
             if values is not None and (isinstance(values, str) or not isinstance(values, Sequence | np.ndarray)):
                 raise UserError(f"feature '{name}' takes a list of values, got {type(values).__name__}")
-            kept = [] if values is None else values[: feature.max_len]
-            rows, counts = self.encode_sparse(name, *typed_array(kept, self.raw_types[name], name))
-            counts.truncated = 0 if values is None else int(len(values) > feature.max_len)
-            counts.missing += int(len(kept) == 0)
-            encoded.append(rows)
-            total.add(counts)
-        return encoded, total
+            kept.append([] if values is None else values[: feature.max_len])
+            empty += len(kept[-1]) == 0
+            truncated += values is not None and len(values) > feature.max_len
+        flat = kept[0] if len(kept) == 1 else [value for values in kept for value in values]
+        rows, counts = self.encode_sparse(name, *typed_array(flat, self.raw_types[name], name))
+        counts.missing += empty
+        counts.truncated = truncated
+        ends = np.cumsum([len(values) for values in kept])
+        return np.split(rows, ends[:-1]) if kept else [], counts
 
-    def _feature(self, name: str) -> Any:
-        return next(f for f in self.schema.features if f.name == name)
+    @cached_property
+    def _features(self) -> dict[str, tuple[Any, Table | None]]:
+        """Each feature, and the table that it looks up, by name."""
+        looked_up = {f.name: self.tables[table_of(f)] for f in self.schema.sparse_features}
+        return {f.name: (f, looked_up.get(f.name)) for f in self.schema.features}
 
     def fingerprint(self) -> str:
         """SHA-256 over schema, raw types, scalings and vocabularies: equal if and only if the encoding is."""
@@ -223,17 +234,22 @@ class Encoding:
             "scalings": {name: asdict(scaling) for name, scaling in self.scalings.items()},
         }
 
-    def save(self, directory: Path) -> None:
-        """Write `encoding.json` and a `<table>.keys.npy` and `<table>.counts.npy` a vocabulary into `directory`."""
+    def save(self, directory: Path, *, counts: bool = True) -> None:
+        """Write `encoding.json` and a `<table>.keys.npy` and `<table>.counts.npy` a vocabulary into `directory`.
+
+        Without `counts`, what only training has a use for stays out: a bundle's form. In file names, what is no letter
+        or digit of a table's name is percent-encoded.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             if isinstance(table, Vocabulary):
-                np.save(directory / f"{name}.keys.npy", table.keys_V, allow_pickle=False)
-                np.save(directory / f"{name}.counts.npy", table.counts_V, allow_pickle=False)
+                np.save(directory / _file_name(name, "keys"), table.keys_V, allow_pickle=False)
+                if counts:
+                    np.save(directory / _file_name(name, "counts"), table.counts_V, allow_pickle=False)
         content = {
             **self._to_json(),
             "fingerprint": self.fingerprint(),
-            "counts": {name: asdict(counts) for name, counts in self.counts.items()},
+            "counts": {name: asdict(seen) for name, seen in self.counts.items()} if counts else {},
         }
         (directory / "encoding.json").write_text(json.dumps(content, indent=2) + "\n")
 
@@ -254,9 +270,10 @@ class Encoding:
                 scalings={name: Scaling(**spec) for name, spec in content["scalings"].items()},
                 counts={name: Counts(**spec) for name, spec in content.get("counts", {}).items()},
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            unchanged = encoding.fingerprint() == content["fingerprint"]
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{directory}: no readable encoding ({error}); run `ctrkit prepare` again") from error
-        if encoding.fingerprint() != content["fingerprint"]:
+        if not unchanged:
             raise UserError(f"{directory}: the encoding was changed after it was written; run `ctrkit prepare` again")
         return encoding
 
@@ -264,8 +281,9 @@ class Encoding:
 def _load_table(directory: Path, name: str, spec: dict[str, Any]) -> Table:
     match spec["type"]:
         case "vocabulary":
-            keys_V = np.load(directory / f"{name}.keys.npy", mmap_mode="r", allow_pickle=False)
-            counts_path = directory / f"{name}.counts.npy"  # not in a bundle: serving has no use for it
+            # a view without np.memmap's bookkeeping, which every lookup would pay for
+            keys_V = np.load(directory / _file_name(name, "keys"), mmap_mode="r", allow_pickle=False).view(np.ndarray)
+            counts_path = directory / _file_name(name, "counts")  # not in a bundle: serving has no use for it
             counts_V = (
                 np.load(counts_path, allow_pickle=False) if counts_path.exists() else np.zeros(len(keys_V), np.int64)
             )
@@ -274,3 +292,7 @@ def _load_table(directory: Path, name: str, spec: dict[str, Any]) -> Table:
             return HashBuckets(spec["buckets"])
         case _:
             return Buckets(tuple(spec["boundaries"]), spec["low"], spec["high"])
+
+
+def _file_name(table: str, what: str) -> str:
+    return f"{quote(table, safe='')}.{what}.npy"

@@ -16,6 +16,13 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+_FLOAT = float | np.floating
+_ACCEPTED: dict[RawType, Any] = {
+    "int": bool | np.bool_ | int | np.integer | _FLOAT,  # a float is checked to be whole
+    "float": bool | np.bool_ | int | np.integer | _FLOAT,
+    "string": str,
+}
+_DTYPES: dict[RawType, type] = {"int": np.int64, "float": np.float64, "string": object}
 _MAX_STRING = 1024  # longer ids are replaced by their digest, so that one freak value cannot exhaust memory
 _HASH_BLOCK = 16_384  # strings padded to one width at a time
 _MAX_EXACT_FLOAT = 2.0**53
@@ -33,53 +40,76 @@ def typed_array(
         UserError: a value has another type than the training part's, or is an integer outside int64.
     """
     array = values if isinstance(values, np.ndarray) else _array_of(values, name)
+    if array.ndim != 1:
+        raise UserError(f"feature '{name}' takes one value an ad, got an array of shape {array.shape}")
     if array.dtype == object:
-        missing_N = np.fromiter((v is None or v != v for v in array), np.bool_, len(array))
-        present = [v for v in array if v is not None and v == v]
-        if raw_type == "string" and all(isinstance(v, str) for v in present):
-            return array, missing_N
-        filled = np.asarray(present)
-        if filled.dtype == object:
-            raise UserError(f"feature '{name}': {max(present, key=abs)!r} does not fit into 64 bits")
-        typed, _ = typed_array(filled, raw_type, name)
-        out = np.zeros(len(array), typed.dtype)
-        out[~missing_N] = typed
-        return out, missing_N
+        return _typed_objects(array, raw_type, name)
     kind = array.dtype.kind
-    if raw_type == "string" and kind == "U":
+    if raw_type == "string" and kind in "UT":
         return array.astype(object), np.zeros(len(array), np.bool_)
     if raw_type != "string" and kind in "iub":
         return _integers(array, raw_type), np.zeros(len(array), np.bool_)
-    if raw_type != "string" and kind == "f":
+    if kind == "f":
         missing_N = np.isnan(array)
         if raw_type == "float":
             return array.astype(np.float64), missing_N
-        return _integral(array, missing_N, name), missing_N
+        if raw_type == "int":
+            return _integral(array, missing_N, name), missing_N
+        if missing_N.all():  # how pandas stores a string column without a string
+            return np.full(len(array), None, object), missing_N
     if len(array) == 0:
-        return np.zeros(0, np.int64 if raw_type == "int" else np.float64 if raw_type == "float" else object), np.zeros(
-            0, np.bool_
-        )
-    example = array[0].item()
-    raise UserError(f"feature '{name}' has {raw_type} values in training, got {example!r}, a {type(example).__name__}")
+        return np.zeros(0, _DTYPES[raw_type]), np.zeros(0, np.bool_)
+    raise _wrong_type(array.tolist()[0], raw_type, name)
+
+
+def _typed_objects(array: npt.NDArray[np.object_], raw_type: RawType, name: str) -> tuple[npt.NDArray[Any], BoolArray]:
+    # a value that is not equal to itself is NaN
+    missing_N = np.fromiter((v is None or (isinstance(v, _FLOAT) and v != v) for v in array), np.bool_, len(array))
+    present = array[~missing_N].tolist() if missing_N.any() else array.tolist()
+    accepted = _ACCEPTED[raw_type]
+    for value in present:
+        if not isinstance(value, accepted):
+            raise _wrong_type(value, raw_type, name)
+    if raw_type == "string":
+        return array, missing_N
+    try:
+        filled = np.asarray(present, np.float64 if raw_type == "float" or not present else None)
+    except OverflowError:
+        filled = np.empty(0, object)
+    if filled.dtype == object:
+        huge = next(v for v in present if isinstance(v, int) and v.bit_length() > 64)
+        raise UserError(f"feature '{name}': {_shown(huge)} does not fit into 64 bits")
+    typed, _ = typed_array(filled, raw_type, name)
+    out = np.zeros(len(array), typed.dtype)
+    out[~missing_N] = typed
+    return out, missing_N
+
+
+def _wrong_type(value: object, raw_type: RawType, name: str) -> UserError:
+    if isinstance(value, str | int | float | np.generic):
+        return UserError(f"feature '{name}' has {raw_type} values in training, got {_shown(value)}")
+    return UserError(f"feature '{name}' takes one {raw_type} value, got {type(value).__name__}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:  # Python refuses to print some of them
+        return f"an integer of {value.bit_length()} bits"
+    return f"{repr(value)[:40]} ({type(value).__name__})"
 
 
 def _array_of(values: Sequence[Any], name: str) -> npt.NDArray[Any]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise UserError(f"feature '{name}' takes a list with one value an ad, got {type(values).__name__}")
     kinds = {type(v) for v in values}
-    if len(kinds) == 1 or kinds <= {int, bool, float}:  # numpy would turn a mix of str and int into str
+    if kinds <= {int, bool, float}:  # numpy would turn a mix of str and int into str, and cut a string's trailing NULs
         try:
             array = np.asarray(values)
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"feature '{name}': values of unequal form ({error})") from error
-        if (
-            array.ndim == 1
-            and array.dtype.kind in "iubfU"
-            and not (array.dtype.kind == "f" and int in kinds and _beyond_float(values))
-        ):
+        except OverflowError:
+            array = np.empty(0, object)
+        if array.dtype.kind in "iub" or (array.dtype.kind == "f" and not (int in kinds and _beyond_float(values))):
             return array
     array = np.empty(len(values), dtype=object)
-    for i, value in enumerate(values):
-        if not (value is None or isinstance(value, str | int | float | np.generic)):
-            raise UserError(f"feature '{name}' takes one value, got {type(value).__name__}")
+    for i, value in enumerate(values):  # one by one, since numpy would spread a list over the array
         array[i] = value
     return array
 

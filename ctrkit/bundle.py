@@ -1,0 +1,375 @@
+"""The directory that goes online: ONNX graph, encoding, manifest with hashes, golden requests with their scores.
+
+    manifest.json   what the bundle is; the size and SHA-256 of every other file
+    model.onnx      the graph; its weights beside it in model.onnx.data if they are external
+    encoding/       `ctrkit.encoding.Encoding` without the counts that only training has a use for
+    golden.json     requests with the scores that a loader must reproduce before it serves
+
+A bundle is written beside its place and renamed into it, so it is whole or absent; a directory without a manifest is
+no bundle. The graph contract (`plain_graph`) is what the exporter writes and the scorer feeds.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+import ctrkit
+from ctrkit.encoding import Encoding
+from ctrkit.errors import UserError
+from ctrkit.request import Request
+from ctrkit.schema import Schema, SequenceFeature
+
+FORMAT = 1
+"""Version of the layout of a bundle; a reader refuses any other."""
+MANIFEST, MODEL, WEIGHTS, ENCODING, GOLDEN = "manifest.json", "model.onnx", "model.onnx.data", "encoding", "golden.json"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FileEntry(_Model):
+    """What a file of the bundle must be."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class TensorSpec(_Model):
+    """Type and shape of an input of the graph; -1 is N, the number of ads."""
+
+    dtype: Literal["int64", "float32"]
+    shape: tuple[int, ...]
+
+
+class Graph(_Model):
+    """What the ONNX graph takes and gives."""
+
+    layout: Literal["plain"] = "plain"
+    inputs: dict[str, TensorSpec]
+    output: str = "probability"
+    """Name of the output, float32 [N]."""
+
+
+class Manifest(_Model):
+    """What a bundle is."""
+
+    format: int
+    name: str
+    created: AwareDatetime
+    files: dict[str, FileEntry]
+    """By path relative to the bundle; the manifest itself is not among them."""
+    schema_fingerprint: str
+    encoding_fingerprint: str
+    graph: Graph
+    versions: dict[str, str]
+    """Of the libraries that wrote it."""
+    metrics: dict[str, float]
+    multiplications: int
+    """Multiplications of the tower for one ad."""
+    parity_max_abs_diff: float
+    """Largest difference of probability between torch and ONNX Runtime on held-out rows."""
+    recipe: dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Requests with the scores that the exporter got for them."""
+
+    requests: tuple[Request, ...]
+    scores: tuple[tuple[float, ...], ...]
+    """By request, one score an ad."""
+    tolerance: float = 1e-5
+    """Largest absolute difference from a score that a loader accepts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `golden.json` holds it."""
+        pairs = zip(self.requests, self.scores, strict=True)
+        requests = [{"request": request.to_json(), "scores": list(scores)} for request, scores in pairs]
+        return {"tolerance": self.tolerance, "requests": requests}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what `to_json` gave.
+
+        Raises:
+            UserError: it has another form, no ad at all, or a number of scores other than that of ads.
+        """
+        try:
+            requests = tuple(Request.from_json(entry["request"]) for entry in content["requests"])
+            scores = tuple(tuple(float(score) for score in entry["scores"]) for entry in content["requests"])
+            golden = cls(requests, scores, float(content["tolerance"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"golden requests of another form ({error})") from error
+        golden.check()
+        return golden
+
+    def check(self) -> None:
+        """Raise UserError unless there is an ad, a finite score for each, and a tolerance."""
+        if not any(request.num_ads for request in self.requests):
+            raise UserError("golden requests hold no ad; a bundle needs at least one with its score")
+        if [request.num_ads for request in self.requests] != [len(scores) for scores in self.scores]:
+            raise UserError("golden requests and scores differ in number; each ad has one score")
+        if not all(np.isfinite(scores).all() for scores in self.scores):
+            raise UserError("a golden score is not finite; the model is broken")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"golden tolerance {self.tolerance} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk that was verified."""
+
+    directory: Path
+    manifest: Manifest
+    encoding: Encoding
+    golden: Golden
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph."""
+        return self.directory / MODEL
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read and verify a bundle: every hash, no file missing or unknown, fingerprints, golden requests.
+
+        Raises:
+            UserError: it is no bundle or not the one that was written; it names the file and the way out.
+        """
+        directory = Path(directory)
+        manifest = _read_manifest(directory)
+        _verify_files(directory, manifest.files)
+        encoding = Encoding.load(directory / ENCODING)
+        for what, found, expected in (
+            ("encoding", encoding.fingerprint(), manifest.encoding_fingerprint),
+            ("schema", encoding.schema.fingerprint(), manifest.schema_fingerprint),
+        ):
+            if found != expected:
+                raise UserError(f"{directory / ENCODING}: not the {what} of the manifest; export the bundle again")
+        if manifest.graph != plain_graph(encoding.schema):
+            raise UserError(f"{directory / MANIFEST}: graph does not fit the schema; export the bundle again")
+        try:
+            golden = Golden.from_json(json.loads((directory / GOLDEN).read_bytes()))
+        except ValueError as error:
+            raise UserError(f"{directory / GOLDEN}: {error}; export the bundle again") from error
+        return cls(directory, manifest, encoding, golden)
+
+
+def plain_graph(schema: Schema) -> Graph:
+    """The graph contract: inputs that the exported network of a schema takes, each only if it has such features.
+
+    `ids` int64 [N, S]: a column a single-valued sparse feature, in the order of `single_features`;
+    `<f>_ids` int64 [N, max_len], zero beyond the length, and `<f>_length` int64 [N]: each sequence feature;
+    `dense` float32 [N, D]: `Schema.dense_features` in order. Output `probability` float32 [N].
+    """
+    inputs = {}
+    single, sequences = single_features(schema), sequence_features(schema)
+    if single:
+        inputs["ids"] = TensorSpec(dtype="int64", shape=(-1, len(single)))
+    for feature in sequences:
+        inputs[f"{feature.name}_ids"] = TensorSpec(dtype="int64", shape=(-1, feature.max_len))
+        inputs[f"{feature.name}_length"] = TensorSpec(dtype="int64", shape=(-1,))
+    if schema.dense_features:
+        inputs["dense"] = TensorSpec(dtype="float32", shape=(-1, len(schema.dense_features)))
+    return Graph(inputs=inputs)
+
+
+def single_features(schema: Schema) -> tuple[str, ...]:
+    """Names of the sparse features with one id, in schema order: the columns of the input `ids`."""
+    return tuple(f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature))
+
+
+def sequence_features(schema: Schema) -> tuple[SequenceFeature, ...]:
+    """The sequence features, in schema order."""
+    return tuple(f for f in schema.sparse_features if isinstance(f, SequenceFeature))
+
+
+def write_bundle(
+    directory: Path | str,
+    *,
+    model: Path,
+    encoding: Encoding,
+    golden: Golden,
+    name: str,
+    versions: Mapping[str, str],
+    multiplications: int,
+    parity_max_abs_diff: float,
+    metrics: Mapping[str, float] | None = None,
+    recipe: Mapping[str, JsonValue] | None = None,
+) -> Bundle:
+    """Write a bundle and verify it as a reader would; an old bundle of the same place is replaced.
+
+    Args:
+        directory: the place of the bundle.
+        model: directory that holds `model.onnx`, and `model.onnx.data` if weights are external; they are copied.
+        encoding: how raw values become the graph's inputs.
+        golden: requests with their scores.
+        name: of the model.
+        versions: of the libraries that wrote it; ctrkit's own is added.
+        multiplications: of the tower for one ad.
+        parity_max_abs_diff: largest difference of probability between torch and ONNX Runtime.
+        metrics: on held-out data.
+        recipe: what it was trained with.
+
+    Raises:
+        UserError: `model` holds no graph or files that a bundle has no room for, the place is taken by something that
+            is no bundle, the golden requests are unfit, or a metric is not finite.
+    """
+    golden.check()
+    place = Path(os.path.realpath(directory))  # a link to a bundle keeps pointing to its place
+    if place.exists() and not (place / MANIFEST).is_file() and not _is_empty_directory(place):
+        raise UserError(f"{directory}: exists and is no bundle; give another place or remove it")
+    with _partial(place) as partial:
+        _copy_model(model, partial)
+        encoding.save(partial / ENCODING, counts=False)
+        (partial / GOLDEN).write_text(_dump(golden.to_json(), "a golden request"))
+        manifest = Manifest(
+            format=FORMAT,
+            name=name,
+            created=datetime.datetime.now(datetime.UTC),
+            files={path: _entry(partial / path) for path in sorted(_files_below(partial))},
+            schema_fingerprint=encoding.schema.fingerprint(),
+            encoding_fingerprint=encoding.fingerprint(),
+            graph=plain_graph(encoding.schema),
+            versions={"ctrkit": ctrkit.__version__, **versions},
+            metrics={key: float(value) for key, value in (metrics or {}).items()},
+            multiplications=multiplications,
+            parity_max_abs_diff=float(parity_max_abs_diff),
+            recipe=dict(recipe or {}),
+        )
+        (partial / MANIFEST).write_text(_dump(manifest.model_dump(mode="json"), "the manifest"))
+        Bundle.load(partial)
+        for path in (*partial.rglob("*"), partial):
+            _fsync(path)
+        _move(partial, place)
+    return Bundle.load(directory)
+
+
+@contextlib.contextmanager
+def _partial(place: Path) -> Iterator[Path]:
+    """A new hidden directory beside `place`; removed at the end unless it was moved away."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(place, "partial")
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(place: Path, purpose: str) -> Path:
+    return place.parent / f".{place.name}.{secrets.token_hex(4)}.{purpose}"
+
+
+def _move(new: Path, place: Path) -> None:
+    """Rename `new` to `place`. An old bundle steps aside first, and comes back if that fails."""
+    old = _beside(place, "old") if place.exists() else None
+    if old is not None:
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        if old is not None:
+            old.rename(place)
+        raise
+    _fsync(place.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _copy_model(model: Path, target: Path) -> None:
+    if not (model / MODEL).is_file():
+        raise UserError(f"{model / MODEL}: no such file; export the network there first")
+    strange = sorted(path.name for path in model.iterdir() if path.name not in (MODEL, WEIGHTS))
+    if strange:
+        raise UserError(f"{model / strange[0]}: a bundle takes {MODEL} and {WEIGHTS} only; keep it elsewhere")
+    for path in model.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def _dump(content: Any, what: str) -> str:
+    try:
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise UserError(f"{what} holds a number that is not finite; the model is broken") from error
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _files_below(directory: Path) -> Iterator[str]:
+    """Relative paths of everything below that is no plain directory."""
+    for path in directory.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(directory).as_posix()
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST
+    try:
+        content = path.read_bytes()
+        version = json.loads(content)["format"]
+        if version != FORMAT:
+            raise UserError(f"{path}: bundle format {version}, this ctrkit reads {FORMAT}; export it again")
+        return Manifest.model_validate_json(content)
+    except OSError as error:
+        raise UserError(f"{directory}: no bundle, it has no readable {MANIFEST} ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']}; export the bundle again") from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest ({error}); export the bundle again") from error
+
+
+def _verify_files(directory: Path, files: Mapping[str, FileEntry]) -> None:
+    for path in files:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in path or pure.as_posix() != path or path == ".":
+            raise UserError(f"{directory / MANIFEST}: path {path!r} leads out of the bundle; do not use this bundle")
+    found = set(_files_below(directory)) - {MANIFEST}
+    for path in sorted(found):
+        if (directory / path).is_symlink() or not (directory / path).is_file():
+            raise UserError(f"{directory / path}: a bundle holds plain files only; copy the bundle without links")
+        if path not in files:
+            raise UserError(f"{directory / path}: not in the manifest; remove it or export the bundle again")
+    required = {MODEL, GOLDEN, f"{ENCODING}/encoding.json"}
+    missing = sorted((files.keys() | required) - found)
+    if missing:
+        raise UserError(f"{directory / missing[0]}: missing; copy the bundle again, whole")
+    for path in sorted(required - files.keys()):
+        raise UserError(f"{directory / MANIFEST}: does not list {path}; export the bundle again")
+    for path, expected in files.items():
+        size = (directory / path).stat().st_size
+        if size != expected.bytes:
+            raise UserError(f"{directory / path}: {size} bytes, {expected.bytes} were written; copy the bundle again")
+        if _entry(directory / path) != expected:
+            raise UserError(f"{directory / path}: changed after it was written (SHA-256); copy the bundle again")

@@ -1,0 +1,125 @@
+"""A scoring request: the raw values of one user, N ads and the context, and how it is written as JSON.
+
+Values are named as the columns of the log are (`Schema`: a feature's `column`, or its name if it has none), so that
+rows of the log make a request.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ctrkit.errors import UserError
+
+Row = Mapping[str, Any]
+"""Raw values by name; None is a missing value."""
+Column = Sequence[Any] | npt.NDArray[Any]
+Items = Sequence[Row] | Mapping[str, Column]
+"""N ads, row by row or (faster) column by column."""
+Context = Row | Sequence[Row]
+"""What both sides share: one row a request or one row an ad. In one row, a single-valued feature may have a column of
+N values."""
+
+_KEYS = ("user", "items", "context")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user, N ads and the context, as raw values."""
+
+    user: Row
+    items: Items
+    context: Context = field(default_factory=dict)
+
+    @property
+    def num_ads(self) -> int:
+        """N."""
+        if isinstance(self.items, Mapping):
+            return len(next(iter(self.items.values()), ()))
+        return len(self.items)
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Build from what `json.loads` gives: `{"user": {...}, "items": [...] or {...}, "context": {...} or [...]}`.
+
+        Raises:
+            UserError: a part is missing, unknown or of another form, or the columns of `items` differ in length.
+        """
+        if not isinstance(content, dict):
+            raise UserError(f'a request is an object {{"user": ..., "items": ...}}, got {_form(content)}')
+        unknown = [key for key in content if key not in _KEYS]
+        if unknown:
+            raise UserError(f"a request has no part {unknown[0]!r}; its parts are {', '.join(_KEYS)}")
+        for key in ("user", "items"):
+            if key not in content:
+                raise UserError(f"the request has no {key!r}; give it, empty if the model needs none of it")
+        context = content.get("context")
+        request = cls(content["user"], content["items"], {} if context is None else context)
+        request._check()
+        return request
+
+    def _check(self) -> None:
+        if not isinstance(self.user, dict):
+            raise UserError(f"'user' is an object of values by name, got {_form(self.user)}")
+        for part, value in (("items", self.items), ("context", self.context)):
+            if isinstance(value, list):
+                for i, row in enumerate(value):
+                    if not isinstance(row, dict):
+                        raise UserError(f"{part}[{i}] is an object of values by name, got {_form(row)}")
+            elif not isinstance(value, dict):
+                raise UserError(f"'{part}' is an object or a list of objects, got {_form(value)}")
+        if isinstance(self.items, dict):
+            for name, column in self.items.items():
+                if not isinstance(column, list):
+                    raise UserError(f"items[{name!r}] is a list with one value an ad, got {_form(column)}")
+                if len(column) != self.num_ads:
+                    raise UserError(
+                        f"items[{name!r}] has {len(column)} values, the column before it {self.num_ads}; "
+                        "every column has one value an ad"
+                    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The same request as objects that `json.dumps` takes; NaN, which JSON has no word for, becomes null."""
+        return {"user": _plain(self.user), "items": _plain(self.items), "context": _plain(self.context)}
+
+
+def read_requests(path: Path) -> Iterator[Request]:
+    """Requests of a file with one JSON object a line, read as they are asked for.
+
+    Raises:
+        UserError: the file cannot be read, or a line holds no request; it names the line.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield Request.from_json(json.loads(line, parse_constant=_no_constant))
+                except (ValueError, RecursionError) as error:  # UserError and JSONDecodeError are ValueErrors
+                    raise UserError(f"{path}, line {number}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with one request a line") from error
+
+
+def _no_constant(name: str) -> None:
+    raise UserError(f"{name} is not JSON; write null for a missing value")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _form(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
