@@ -1,0 +1,60 @@
+"""A directory that is written whole or not at all, whatever kills the process that writes it."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ctrkit.errors import UserError
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Give an empty directory beside `target` to write into; it takes the place of `target` if the body succeeds.
+
+    If the body raises, or the process dies, `target` stays as it was; what a dead process left behind is removed by the
+    next one. An old `target` is moved away before the new one is moved in: between the two renames there is none.
+
+    Raises:
+        UserError: another process is writing `target`, or the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target):
+        for stale in (*target.parent.glob(f".{target.name}.new-*"), *target.parent.glob(f".{target.name}.old-*")):
+            shutil.rmtree(stale, ignore_errors=True)
+        new = target.with_name(f".{target.name}.new-{os.getpid()}")
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        try:
+            new.mkdir()
+            yield new
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except OSError as error:
+            if is_disk_full(error):
+                raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
+            raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`, which the system takes back when its process dies."""
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{target}: another process is writing it; wait for that one or give another path") from (
+                error
+            )
+        yield
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system said that there is no space left (or the quota is used up), through Arrow or directly."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

@@ -1,0 +1,204 @@
+"""From a raw click log to a prepared one: fit on the training part, encode all parts, all in two passes.
+
+Both passes stream, so a log larger than memory works: memory is a few chunks and the distinct ids.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ctrkit.atomic import atomic_directory
+from ctrkit.config import DataConfig
+from ctrkit.data.columns import LABEL, check_columns, special_columns
+from ctrkit.data.encode import encode
+from ctrkit.data.fit import Fitted, fit
+from ctrkit.data.origin import find_origin
+from ctrkit.data.prepared import FORMAT, PreparedLog
+from ctrkit.data.request_sample import RequestSample
+from ctrkit.data.split import PARTS, Part, SplitLog, open_split
+from ctrkit.encoding import Counts, Encoding
+from ctrkit.errors import UserError
+from ctrkit.schema import Schema
+
+_GROUPS_PER_FILE = 64
+
+
+def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool | None = None) -> PreparedLog:
+    """Fit the encoding, encode the log and write both, with a manifest, into `directory`.
+
+    Args:
+        data: where the log is and how it is split. A synthetic log, and official raw files once they are converted,
+            are kept in `raw/` beside `directory`.
+        schema: what its columns mean.
+        directory: appears whole or not at all; what it held before stays until then.
+        progress: show a bar; None: if stderr is a terminal.
+
+    Raises:
+        UserError: the log cannot be read, does not fit the schema or the split, or the disk is full.
+    """
+    shown = sys.stderr.isatty() if progress is None else progress
+    origin = find_origin(data)
+    path = origin.log_path(directory.parent / "raw")
+    started = time.perf_counter()
+    source = open_split(path, data, schema.time)
+    check_columns(source.log, schema)
+    with _bar("fit", source.rows(["train"]), shown) as advance:
+        fitted = fit(source, schema, advance)
+    with atomic_directory(directory) as new:
+        writers = {part: _PartWriter(new, part, data.row_group_rows) for part in PARTS}
+        requests = RequestSample(schema)
+        with _bar("encode", source.rows(), shown) as advance:
+            _encode_all(source, fitted.encoding, writers, requests, advance)
+        for writer in writers.values():
+            writer.close()
+        requests.write(new / "requests.jsonl")
+        counts = writers["train"].counts
+        replace(fitted.encoding, counts=counts).save(new / "encoding")
+        content = _manifest(origin.fingerprint(schema), fitted, writers)
+        _write_manifest(new, content, time.perf_counter() - started)
+    return PreparedLog.open(directory)
+
+
+def fingerprint(data: DataConfig, schema: Schema) -> str:
+    """SHA-256 of everything the prepared log depends on: if a `PreparedLog` has it, it need not be prepared again.
+
+    Raises:
+        UserError: no log lies where `data` says.
+    """
+    return find_origin(data).fingerprint(schema)
+
+
+def _encode_all(
+    source: SplitLog,
+    encoding: Encoding,
+    writers: Mapping[Part, "_PartWriter"],
+    requests: RequestSample,
+    advance: Callable[[int], None],
+) -> None:
+    schema = encoding.schema
+    columns = [getattr(schema, key) for key in ("label", "group", "weight", "time", "oracle")]
+    columns = [*(c for c in columns if c is not None), *(f.source for f in schema.features)]
+    for chunk, codes_N in source.stream(columns):
+        special = special_columns(chunk, schema)
+        batch = pa.RecordBatch.from_arrays(
+            [*special.values(), *chunk.columns.columns], names=[*special, *chunk.columns.schema.names]
+        )
+        for code in np.unique(codes_N):
+            part = PARTS[code]
+            rows = batch if (codes_N == code).all() else batch.filter(pa.array(codes_N == code))
+            if part == "test":
+                requests.add(rows)
+            try:
+                arrays, counts = encode(encoding, rows)
+            except UserError as error:
+                raise UserError(f"{chunk.file}, near row {chunk.first_row + 1:,}, {error}") from error
+            names = [*special, *(f.name for f in schema.features)]
+            prepared = pa.table([*(rows.column(name) for name in special), *arrays], names=names)
+            writers[part].add(prepared, counts)
+        advance(chunk.columns.num_rows)
+    for part, writer in writers.items():
+        if writer.rows == 0:
+            raise UserError(f"data.split leaves the {part} part empty; choose other files, values or shares")
+
+
+@dataclass
+class _PartWriter:
+    """Writes the files of one part, in row groups of equal size."""
+
+    directory: Path
+    part: Part
+    row_group_rows: int
+    rows: int = 0
+    clicks: int = 0
+    row_groups: int = 0
+    files: list[str] = field(default_factory=list)
+    counts: dict[str, Counts] = field(default_factory=dict)
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _num_waiting: int = 0
+    _writer: Any = None
+
+    def add(self, table: pa.Table, counts: Mapping[str, Counts]) -> None:
+        self.rows += table.num_rows
+        self.clicks += int(table.column(LABEL).to_numpy().sum(dtype=np.float64))
+        for name, count in counts.items():
+            self.counts.setdefault(name, Counts()).add(count)
+        self._waiting.append(table)
+        self._num_waiting += table.num_rows
+        whole = self._num_waiting // self.row_group_rows * self.row_group_rows
+        if whole:
+            waiting = pa.concat_tables(self._waiting)
+            self._write(waiting.slice(0, whole))
+            self._waiting, self._num_waiting = [waiting.slice(whole)], self._num_waiting - whole
+
+    def close(self) -> None:
+        if self._num_waiting:
+            self._write(pa.concat_tables(self._waiting))
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self, table: pa.Table) -> None:
+        for start in range(0, table.num_rows, self.row_group_rows):
+            if self.row_groups % _GROUPS_PER_FILE == 0:
+                self._next_file(table.schema)
+            self._writer.write_table(table.slice(start, self.row_group_rows), row_group_size=self.row_group_rows)
+            self.row_groups += 1
+
+    def _next_file(self, schema: pa.Schema) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self.files.append(f"{self.part}/part-{len(self.files):05d}.parquet")
+        path = self.directory / self.files[-1]
+        path.parent.mkdir(exist_ok=True)
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+
+
+def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWriter]) -> dict[str, Any]:
+    parts = {
+        part: {"rows": w.rows, "clicks": w.clicks, "row_groups": w.row_groups, "files": w.files}
+        for part, w in writers.items()
+    }
+    counts = {part: {name: asdict(count) for name, count in w.counts.items()} for part, w in writers.items()}
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "parts": parts,
+        "counts": counts,
+        "table_rows": fitted.encoding.num_rows(),
+        "warnings": [*fitted.warnings, *_warnings(writers)],
+    }
+
+
+def _warnings(writers: Mapping[Part, _PartWriter]) -> Iterator[str]:
+    for name, counts in writers["test"].counts.items():
+        if counts.values and counts.unseen > 0.5 * counts.values:
+            yield f"feature '{name}': {counts.unseen / counts.values:.0%} of the test part's values are unseen in train"
+    for part in ("valid", "test"):
+        if writers[part].clicks in (0, writers[part].rows):
+            yield f"the {part} part has one class only: no AUC or GAUC can be computed on it"
+
+
+def _write_manifest(directory: Path, content: dict[str, Any], seconds: float) -> None:
+    rows = sum(part["rows"] for part in content["parts"].values())
+    files = {str(f.relative_to(directory)): f.stat().st_size for f in sorted(directory.rglob("*")) if f.is_file()}
+    content |= {"seconds": round(seconds, 3), "rows_per_second": round(rows / seconds), "files": files}
+    (directory / "manifest.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _bar(what: str, rows: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    with tqdm(total=rows, desc=what, unit=" rows", unit_scale=True, disable=not shown) as bar:
+
+        def advance(rows: int) -> None:
+            bar.update(rows)
+
+        yield advance
