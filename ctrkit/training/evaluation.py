@@ -1,0 +1,48 @@
+"""Predictions of a trained objective on a part of the log, and their metrics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ctrkit.data.loader import Loader
+from ctrkit.metrics.report import Report, evaluate_scores
+from ctrkit.objectives.objective import Objective
+
+
+@torch.no_grad()
+def predict(
+    objective: Objective, loader: Loader, device: torch.device | None = None
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Click probability[rows] of every network of an objective, by role, in the order of the log.
+
+    The objective is in evaluation mode meanwhile, and as it was afterwards.
+    """
+    training = objective.training
+    objective.eval()
+    parts: dict[str, list[npt.NDArray[np.float32]]] = {role: [] for role in objective.networks()}
+    try:
+        for batch in loader.epoch():
+            for role, logit_B in objective.logits(batch if device is None else batch.to(device)).items():
+                parts[role].append(logit_B.float().cpu().numpy())
+    finally:
+        objective.train(training)
+    # in double precision, so that large logits do not all become 1.0 and tie
+    return {role: _sigmoid(np.concatenate(logits).astype(np.float64)) for role, logits in parts.items()}
+
+
+def evaluate(
+    predictions: Mapping[str, npt.NDArray[np.float64]],
+    label: npt.NDArray[Any],
+    group: Any,
+    weight: npt.NDArray[Any] | None = None,
+) -> dict[str, Report]:
+    """The report of each set of predictions."""
+    return {role: evaluate_scores(label, probability, group, weight) for role, probability in predictions.items()}
+
+
+def _sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    small = np.exp(-np.abs(logit))
+    return np.where(logit >= 0, 1.0, small) / (1.0 + small)

@@ -1,0 +1,265 @@
+"""The one training loop."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from ctrkit.data.batch import Batch
+from ctrkit.data.loader import Loader
+from ctrkit.errors import UserError
+from ctrkit.metrics.report import METRICS, Report
+from ctrkit.objectives.objective import Objective
+from ctrkit.training.checkpoint import load_checkpoint, save_checkpoint
+
+Evaluate = Callable[[Objective], Mapping[str, Report]]
+"""Reports on the validation part, by role."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint keeps beside weights and optimizers."""
+
+    epoch: int = 0
+    batches: int = 0
+    """Batches of the epoch that are done."""
+    step: int = 0
+    best: float | None = None
+    """Best value of the monitored metric."""
+    best_step: int = 0
+    stale: int = 0
+    """Evaluations since then."""
+    seconds: float = 0.0
+    """Spent in training steps, evaluations excluded."""
+    rows: int = 0
+
+
+class Trainer:
+    """Trains an objective until the epochs are over or the monitored metric has stopped to improve.
+
+    After each evaluation the run is saved: `last.pt`, from which `fit` goes on after it was killed, and `best.pt`, the
+    weights with the best metric so far, which `fit` leaves in the objective. `metrics.jsonl` has a line an evaluation.
+
+    Args:
+        objective: what is trained.
+        optimizers: step together; schedulers likewise.
+        schedulers: stepped once a batch.
+        directory: of the run.
+        fingerprint: of all that the run depends on; a checkpoint of another fingerprint is not resumed.
+        epochs: passes over the log.
+        monitor: metric of the network that ships, see `ctrkit.metrics.report.METRICS`.
+        patience: evaluations without improvement before training stops.
+        evaluations_per_epoch: evaluations, evenly spaced; the last at the end of the epoch.
+        clip_norm: largest gradient norm of `clipped`.
+        clipped: parameters whose gradient is clipped (the towers'; the tables' updates are scaled by row).
+        device: where the objective is.
+        quiet: no progress bar even on a terminal.
+        log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizers: list[torch.optim.Optimizer],
+        schedulers: list[LRScheduler],
+        *,
+        directory: Path,
+        fingerprint: str,
+        epochs: int,
+        monitor: str = "gauc",
+        patience: int = 2,
+        evaluations_per_epoch: int = 1,
+        clip_norm: float | None = None,
+        clipped: list[nn.Parameter] | None = None,
+        device: torch.device | None = None,
+        quiet: bool = False,
+        log_scalars: Callable[[str, float, int], None] | None = None,
+    ) -> None:
+        self.objective = objective
+        self.optimizers = optimizers
+        self.schedulers = schedulers
+        self.directory = directory
+        self.fingerprint = fingerprint
+        self.epochs = epochs
+        self.monitor, self.patience, self.evaluations_per_epoch = monitor, patience, evaluations_per_epoch
+        self.clip_norm, self.clipped = clip_norm, clipped or []
+        self.device = device or torch.device("cpu")
+        self.quiet = quiet
+        self.log_scalars = log_scalars
+        self.progress = Progress()
+        self.history: list[dict[str, Any]] = []
+
+    def fit(self, train: Loader, evaluate: Evaluate) -> Progress:
+        """Train, from the last checkpoint of this run if there is one, and load the best weights.
+
+        Raises:
+            UserError: the loss or a gradient is not finite; names step, file and row group, and the weights of the
+                last checkpoint are kept.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        every = -(-train.num_batches // self.evaluations_per_epoch)
+        running = _RunningLosses()
+        while not self._finished():
+            done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
+            with self._bar(train.num_rows * self.epochs, done) as bar:
+                batches = train.epoch(self.progress.epoch, skip_batches=self.progress.batches)
+                for batch in batches:
+                    self._train_step(batch, train, running)
+                    bar.update(len(batch))
+                    if self.progress.step % 20 == 0:
+                        bar.set_postfix(running.means(), refresh=False)
+                    if self.progress.batches % every == 0 or self.progress.batches == train.num_batches:
+                        if self.progress.batches == train.num_batches:
+                            self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
+                        self._evaluate(evaluate, running)
+                        if self._finished():
+                            break
+        self.objective.load_state_dict(torch.load(self.directory / "best.pt", weights_only=True))
+        return self.progress
+
+    def _finished(self) -> bool:
+        return self.progress.epoch >= self.epochs or self.progress.stale >= self.patience
+
+    def _bar(self, total: int, done: int) -> "tqdm[Any]":
+        return tqdm(
+            total=total,
+            initial=done,
+            unit="row",
+            unit_scale=True,
+            desc=self.directory.name,
+            disable=True if self.quiet else None,  # None: only where stderr is no terminal
+            dynamic_ncols=True,
+        )
+
+    def _train_step(self, batch: Batch, train: Loader, running: "_RunningLosses") -> None:
+        started = time.perf_counter()
+        moved = batch.to(self.device)
+        losses = self.objective.losses(moved)
+        means = {name: (moved.weight_B * loss_B).mean() for name, loss_B in losses.items()}
+        total = torch.stack(list(means.values())).sum()
+        if not math.isfinite(total.item()):
+            raise self._diverged(batch, train, "the loss", torch.stack(list(losses.values())).sum(0))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(total)
+        if self.clipped:
+            norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
+            if not math.isfinite(norm.item()):
+                raise self._diverged(batch, train, "the gradient", None)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for scheduler in self.schedulers:
+            scheduler.step()
+        running.add({name: mean.item() for name, mean in means.items()})
+        self.progress.step += 1
+        self.progress.batches += 1
+        self.progress.rows += len(batch)
+        self.progress.seconds += time.perf_counter() - started
+
+    def _diverged(self, batch: Batch, train: Loader, what: str, loss_B: torch.Tensor | None) -> UserError:
+        origins = batch.origin_B
+        if loss_B is not None and not torch.isfinite(loss_B).all():
+            origins = origins[~torch.isfinite(loss_B.detach().cpu())]
+        path, group = train.origin(int(origins[0]))
+        kept = self.directory / "last.pt"
+        return UserError(
+            f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}); "
+            f"first such impression from {path}, row group {group}. "
+            + (f"The last good checkpoint is kept: {kept}. " if kept.exists() else "There is no checkpoint yet. ")
+            + "Lower train.lr or train.table_lr, or look for extreme values in that row group."
+        )
+
+    def _evaluate(self, evaluate: Evaluate, running: "_RunningLosses") -> None:
+        reports = evaluate(self.objective)
+        value = getattr(reports[self.objective.inference_role()], self.monitor)
+        if value is None:
+            raise UserError(
+                f"train.monitor '{self.monitor}' is not defined on the validation part (no user with both classes, "
+                "or one class only); monitor log_loss, or give a larger validation part"
+            )
+        progress = self.progress
+        better = progress.best is None or (value > progress.best if METRICS[self.monitor] else value < progress.best)
+        progress.stale = 0 if better else progress.stale + 1
+        line = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "rows": progress.rows,
+            "seconds": round(progress.seconds, 3),
+            "losses": running.means(),
+            "valid": {role or "model": _brief(report) for role, report in reports.items()},
+        }
+        running.clear()
+        self.history.append(line)
+        if better:
+            progress.best, progress.best_step = value, progress.step
+            save_checkpoint(self.directory / "best.pt", self.objective.state_dict())
+        self._save()
+        self._log(line)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.log_scalars is not None:
+            for name, value in line["losses"].items():
+                self.log_scalars(f"loss/{name}", value, line["step"])
+            for role, report in line["valid"].items():
+                for name, value in report.items():
+                    if value is not None:
+                        self.log_scalars(f"valid/{role}/{name}", value, line["step"])
+
+    def _save(self) -> None:
+        state = {
+            "fingerprint": self.fingerprint,
+            "objective": self.objective.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "progress": vars(self.progress).copy(),
+            "history": self.history,
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.directory / "last.pt", state)
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
+        save_checkpoint(self.directory / "metrics.jsonl", lines.encode())
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.directory / "last.pt")
+        if state is None or state["fingerprint"] != self.fingerprint or not (self.directory / "best.pt").exists():
+            return
+        self.objective.load_state_dict(state["objective"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+        self.history = state["history"]
+        torch.set_rng_state(state["rng"])
+
+
+class _RunningLosses:
+    """Mean of each loss term since the last evaluation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: round(total / self._count, 6) for name, total in self._sums.items()}
+
+    def clear(self) -> None:
+        self._sums, self._count = {}, 0
+
+
+def _brief(report: Report) -> dict[str, float | None]:
+    return {name: getattr(report, name) for name in ("log_loss", "auc", "gauc", "pcoc")}
