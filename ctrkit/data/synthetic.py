@@ -63,16 +63,8 @@ CARDINALITY = {
     "daypart": DAYPARTS,
     "price_band": PRICE_BANDS,
 }
-CROSSES = (
-    ("age", "category"),
-    ("city", "advertiser"),
-    ("age", "category", "daypart"),
-    ("city", "advertiser", "device"),
-    ("gender", "category", "city"),
-    ("age", "advertiser", "city"),
-    ("device", "category", "daypart"),
-    ("age", "gender", "price_band", "category"),
-)
+AD_FIELDS = ("category", "advertiser", "price_band")
+CROSSES, DEGREES, BITS = 24, (2, 3, 4), 3
 AFFINITY, PERSONAL, PRICE, CROSS, NET = 0.8, 0.3, 0.2, 1.4, 0.4
 LATENT, HIDDEN = 4, 32
 
@@ -91,7 +83,8 @@ class _World:
     personal: Floats
     theme: Floats
     price_code: Floats
-    codes: tuple[dict[str, Floats], ...]
+    bits: dict[str, Floats]
+    crosses: tuple[dict[str, int], ...]
     latent: dict[str, Floats]
     layers: tuple[Floats, Floats, Floats]
     position_bias: Floats
@@ -169,7 +162,7 @@ def _tables(
         np.zeros((len(AGE_BANDS), CATEGORIES)),
         np.full((users, HISTORY), -1),
     )
-    bias, request = None, 0
+    bias, request = 0.0, 0
     for day in range(-WARM_UP_DAYS, days):
         rng = np.random.default_rng([seed, 2, day + WARM_UP_DAYS])
         state.popularity += rng.normal(0.0, 0.3, ads)
@@ -180,7 +173,7 @@ def _tables(
         for part, (begin, end) in enumerate(_chunks(day_rows)):
             shown = _requests(rng, world, state, max(day, 0), begin, end, day_rows, request)
             logit = _logit(world, state.taste, history, shown)
-            if bias is None:
+            if day < 0:  # settled by the time the log begins, when users have histories
                 bias = _bias(logit, click_rate)
             probability = 1.0 / (1.0 + np.exp(-(logit + bias)))
             click = rng.random(len(logit)) < probability
@@ -223,7 +216,8 @@ def _draw_world(rng: np.random.Generator, users: int, ads: int, days: int) -> _W
         personal=rng.normal(size=(users, LATENT)),
         theme=rng.normal(size=(CATEGORIES, LATENT)) / np.sqrt(LATENT),
         price_code=rng.choice([-1.0, 1.0], size=(len(AGE_BANDS), DAYPARTS)),
-        codes=tuple({f: rng.permutation(np.resize([-1.0, 1.0], CARDINALITY[f])) for f in cross} for cross in CROSSES),
+        bits={name: _signs(rng, count) for name, count in CARDINALITY.items()},
+        crosses=tuple(_cross(rng, DEGREES[number % len(DEGREES)]) for number in range(CROSSES)),
         latent=latent,
         layers=(
             rng.normal(size=(LATENT * len(latent), HIDDEN)) * 1.5 / np.sqrt(LATENT * len(latent)),
@@ -232,6 +226,18 @@ def _draw_world(rng: np.random.Generator, users: int, ads: int, days: int) -> _W
         ),
         position_bias=-0.35 * np.log(np.arange(1, MAX_SLATE + 1)),
     )
+
+
+def _signs(rng: np.random.Generator, count: int) -> Floats:
+    """Balanced random signs [count, BITS]."""
+    return np.stack([rng.permutation(np.resize([-1.0, 1.0], count)) for _ in range(BITS)], axis=1)
+
+
+def _cross(rng: np.random.Generator, degree: int) -> dict[str, int]:
+    """A random set of fields, at least one of them the ad's, each with one of its bits."""
+    first = str(rng.choice(AD_FIELDS))
+    others = rng.choice([name for name in CARDINALITY if name != first], size=degree - 1, replace=False)
+    return {str(name): int(rng.integers(BITS)) for name in (first, *others)}
 
 
 def _requests(
@@ -283,10 +289,10 @@ def _logit(world: _World, taste: Floats, history: Ints, shown: _Impressions) -> 
         * world.price_code[value["age"], value["daypart"]]
         * ((log_price - log_price.mean()) / log_price.std())[shown.ad]
     )
-    for codes in world.codes:
-        product = np.full(len(logit), CROSS / np.sqrt(len(world.codes)))
-        for name, code in codes.items():
-            product *= code[value[name]]
+    for cross in world.crosses:
+        product = np.full(len(logit), CROSS / np.sqrt(len(world.crosses)))
+        for name, bit in cross.items():
+            product *= world.bits[name][value[name], bit]
         logit += product
     hidden = np.concatenate([table[value[name]] for name, table in world.latent.items()], axis=1)
     first, second, last = world.layers
