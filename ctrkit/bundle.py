@@ -9,12 +9,10 @@ A bundle is written beside its place and renamed into it, so it is whole or abse
 no bundle. The graph contract (`plain_graph`) is what the exporter writes and the scorer feeds.
 """
 
-import contextlib
 import datetime
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 import ctrkit
+from ctrkit.atomic import atomic_directory
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.request import Request
@@ -231,7 +230,7 @@ def write_bundle(
     place = Path(os.path.realpath(directory))  # a link to a bundle keeps pointing to its place
     if place.exists() and not (place / MANIFEST).is_file() and not _is_empty_directory(place):
         raise UserError(f"{directory}: exists and is no bundle; give another place or remove it")
-    with _partial(place) as partial:
+    with atomic_directory(place) as partial:
         _copy_model(model, partial)
         encoding.save(partial / ENCODING, counts=False)
         (partial / GOLDEN).write_text(_dump(golden.to_json(), "a golden request"))
@@ -253,40 +252,8 @@ def write_bundle(
         Bundle.load(partial)
         for path in (*partial.rglob("*"), partial):
             _fsync(path)
-        _move(partial, place)
-    return Bundle.load(directory)
-
-
-@contextlib.contextmanager
-def _partial(place: Path) -> Iterator[Path]:
-    """A new hidden directory beside `place`; removed at the end unless it was moved away."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(place, "partial")
-    partial.mkdir()
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _beside(place: Path, purpose: str) -> Path:
-    return place.parent / f".{place.name}.{secrets.token_hex(4)}.{purpose}"
-
-
-def _move(new: Path, place: Path) -> None:
-    """Rename `new` to `place`. An old bundle steps aside first, and comes back if that fails."""
-    old = _beside(place, "old") if place.exists() else None
-    if old is not None:
-        place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        if old is not None:
-            old.rename(place)
-        raise
     _fsync(place.parent)
-    if old is not None:
-        shutil.rmtree(old)
+    return Bundle.load(directory)
 
 
 def _copy_model(model: Path, target: Path) -> None:

@@ -71,9 +71,11 @@ class Vocabulary:
         """Row of each key; UNSEEN where the vocabulary has no such key."""
         if len(self.keys_V) == 0:
             return np.full(len(keys_N), UNSEEN, np.int64)
-        position_N = np.searchsorted(self.keys_V, keys_N)
-        np.minimum(position_N, len(self.keys_V) - 1, out=position_N)
-        return np.where(self.keys_V[position_N] == keys_N, position_N + FIRST_ROW, UNSEEN)
+        position_N = self.keys_V.searchsorted(keys_N)
+        found_N = self.keys_V.take(position_N, mode="clip") == keys_N  # beyond the last key is no key
+        position_N += FIRST_ROW
+        position_N[~found_N] = UNSEEN
+        return position_N
 
 
 @dataclass(frozen=True)
@@ -162,14 +164,17 @@ class Encoding:
         """
         table = self._features[name][1]
         assert table is not None
-        counts = Counts(values=len(values_N), missing=int(missing_N.sum()))
+        counts = Counts(values=len(values_N), missing=int(np.count_nonzero(missing_N)))
         if isinstance(table, Buckets):
-            counts.out_of_range = int((((values_N < table.low) | (values_N > table.high)) & ~missing_N).sum())
+            outside_N = ((values_N < table.low) | (values_N > table.high)) & ~missing_N
+            counts.out_of_range = int(np.count_nonzero(outside_N))
             rows_N = table.rows(np.where(missing_N, table.low, values_N))
         else:
             rows_N = table.rows(keys_of(values_N, missing_N))
-            counts.unseen = int(((rows_N == UNSEEN) & ~missing_N).sum())
-        rows_N[missing_N] = MISSING
+        if counts.missing:
+            rows_N[missing_N] = MISSING
+        if isinstance(table, Vocabulary):
+            counts.unseen = int(np.count_nonzero(rows_N == UNSEEN))
         return rows_N, counts
 
     def encode_dense(self, name: str, values_N: Float64Array, missing_N: BoolArray) -> tuple[Float32Array, Counts]:

@@ -21,8 +21,7 @@ Column = Sequence[Any] | npt.NDArray[Any]
 Items = Sequence[Row] | Mapping[str, Column]
 """N ads, row by row or (faster) column by column."""
 Context = Row | Sequence[Row]
-"""What both sides share: one row a request or one row an ad. In one row, a single-valued feature may have a column of
-N values."""
+"""What is neither the user's nor the ad's: one row a request or one row an ad."""
 
 _KEYS = ("user", "items", "context")
 

@@ -83,8 +83,7 @@ class Scorer:
         Args:
             user: raw values of the user, by name; None is a missing value.
             items: raw values of N ads, a list of mappings or (faster) a mapping of columns, lists or arrays.
-            context: raw values that are neither's: one mapping, or one an ad. In one mapping, a single-valued feature
-                may have a column of N values.
+            context: raw values that are neither's: one mapping, or a list of one an ad.
 
         Raises:
             UserError: a feature has no value (None is one), a name is unknown, a value has a type other than in
@@ -111,7 +110,7 @@ class Scorer:
         num_ads = _num_ads(items)
         feeds: Feeds = {name: np.zeros((num_ads, *shape), dtype) for name, shape, dtype in self._inputs}
         values = {
-            "user": self._once("user", user, num_ads),
+            "user": self._once("user", user),
             "item": self._per_ad("item", items, num_ads),
             "context": self._of_context({} if context is None else context, num_ads),
         }
@@ -153,20 +152,12 @@ class Scorer:
         feeds[slot.tensor][:, slot.column], counts = encode(name, typed_N, missing_N)
         return counts
 
-    def _once(self, side: Side, row: Row, num_ads: int) -> Mapping[str, Column]:
-        """One value of each feature in a column of its own, or the column of N that context may have."""
+    def _once(self, side: Side, row: Row) -> Mapping[str, Column]:
+        """One value of each feature, in a column of its own."""
         if not isinstance(row, Mapping):
             raise UserError(f"{side}: takes values by name, got {type(row).__name__}")
         self._check_names(side, row.keys(), side)
-        columns: dict[str, Column] = {}
-        for slot in self._slots[side]:
-            value = row[slot.source]
-            is_column = isinstance(value, list | tuple | np.ndarray) and not isinstance(slot.feature, SequenceFeature)
-            if side == "context" and is_column:
-                columns[slot.source] = _of_length(value, num_ads, side, slot.source)
-            else:
-                columns[slot.source] = [value]
-        return columns
+        return {name: [row[name]] for name in self._sources[side]}
 
     def _per_ad(self, side: Side, rows: Items, num_ads: int) -> Mapping[str, Column]:
         if isinstance(rows, Mapping):
@@ -184,7 +175,7 @@ class Scorer:
 
     def _of_context(self, context: Context, num_ads: int) -> Mapping[str, Column]:
         if isinstance(context, Mapping):
-            return self._once("context", context, num_ads)
+            return self._once("context", context)
         if not isinstance(context, Sequence) or len(context) != num_ads:
             got = f"{len(context)} rows" if isinstance(context, Sequence) else type(context).__name__
             raise UserError(f"context: {got} for {num_ads} ads; give one mapping, or a list of one an ad")

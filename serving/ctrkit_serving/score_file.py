@@ -1,0 +1,54 @@
+"""Scores of a file of requests."""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctrkit.encoding import Counts
+from ctrkit.errors import UserError
+from ctrkit.request import read_requests
+from ctrkit_serving.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `score_file` did."""
+
+    requests: int
+    ads: int
+    counts: dict[str, Counts]
+    """What became of the raw values, by feature."""
+
+
+def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown: bool = False) -> Scored:
+    """Score a file of requests, one JSON object a line, into a file of `{"scores": [...]}`, one a line in their order.
+
+    Requests are read, scored and written one at a time, so a file may be larger than memory. `out` is whole or absent:
+    it is written beside its place and renamed.
+
+    Raises:
+        UserError: the bundle is broken, or a line holds no request that fits it; it names the line.
+    """
+    scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
+    num_requests = num_ads = 0
+    partial = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            for request in read_requests(requests):
+                num_requests += 1
+                try:
+                    scores_N = scorer.score_request(request)
+                except UserError as error:
+                    raise UserError(f"{requests}, line {num_requests}: {error}") from error
+                num_ads += len(scores_N)
+                file.write(json.dumps({"scores": scores_N.tolist()}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return Scored(num_requests, num_ads, scorer.counts)
