@@ -1,0 +1,145 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from ctrkit.data import source
+from ctrkit.data.source import ClickLog, open_log
+from ctrkit.errors import UserError
+
+LOG = pa.table({"a": list(range(100)), "b": [f"s{i % 7}" for i in range(100)], "day": [i // 25 for i in range(100)]})
+
+
+def read(log: ClickLog, *columns: str) -> dict[str, list[Any]]:
+    chunks = [chunk.columns for chunk in log.chunks(columns or ("a", "b", "day"))]
+    content: dict[str, list[Any]] = pa.Table.from_batches(chunks).to_pydict()
+    return content
+
+
+def write_days(folder: Path) -> Path:
+    for day in range(4):
+        (folder / f"day={day}").mkdir(parents=True)
+        pq.write_table(LOG.slice(day * 25, 25).drop(["day"]), folder / f"day={day}" / "x.parquet", row_group_size=10)
+    return folder
+
+
+def test_a_file_a_folder_a_glob_and_a_uri_give_the_same_rows_in_order(tmp_path: Path) -> None:
+    for i in range(4):
+        pq.write_table(LOG.slice(i * 25, 25), tmp_path / f"part-{i}.parquet", row_group_size=7)
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / ".part-9.parquet.crc").write_bytes(b"x")
+    pq.write_table(LOG, tmp_path / "_hidden.parquet")
+    for path in (str(tmp_path), f"{tmp_path}/", f"{tmp_path}/part-*.parquet", f"file://{tmp_path}"):
+        log = open_log(path)
+        assert read(log) == LOG.to_pydict()
+        assert log.rows == 100
+    assert read(open_log(f"{tmp_path}/part-1.parquet")) == LOG.slice(25, 25).to_pydict()
+    assert read(open_log(f"{tmp_path}/part-[12].parquet"))["a"] == list(range(25, 75))
+
+
+def test_a_uri_that_only_fsspec_opens() -> None:
+    files = fsspec.filesystem("memory")
+    try:
+        for i in range(4):
+            with files.open(f"/log/day={i}/x.parquet", "wb") as file:
+                pq.write_table(LOG.slice(i * 25, 25).drop(["day"]), file)
+        assert read(open_log("memory://log")) == LOG.to_pydict()
+        assert read(open_log("memory://log/day=[23]"))["day"] == [2] * 25 + [3] * 25
+    finally:
+        files.rm("/log", recursive=True)
+
+
+def test_a_uri_that_nothing_opens() -> None:
+    with pytest.raises(UserError, match=r"nosuch://x: no filesystem opens it"):
+        open_log("nosuch://x")
+
+
+def test_partition_folders_become_columns(tmp_path: Path) -> None:
+    log = open_log(str(write_days(tmp_path)))
+    assert read(log) == LOG.to_pydict()
+    assert log.schema.field("day").type == pa.int64()
+    assert read(log, "day")["day"] == LOG["day"].to_pylist()  # also where no other column is read
+    assert read(open_log(f"{tmp_path}/day=[01]"))["a"] == list(range(50))
+
+
+def test_partition_values_are_text_unless_all_are_whole_numbers(tmp_path: Path) -> None:
+    for name in ("7", "2025-03-04", "a%2Fb", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"p={name}").mkdir()
+        pq.write_table(LOG.slice(0, 1).select(["a"]), tmp_path / f"p={name}" / "x.parquet")
+    assert read(open_log(str(tmp_path)), "p")["p"] == ["2025-03-04", "7", None, "a/b"]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+def test_csv_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    pacsv.write_csv(LOG, tmp_path / "log.csv")
+    if name.endswith("gz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
+    log = open_log(str(tmp_path / name))
+    assert read(log) == LOG.to_pydict()
+    assert log.rows is None
+
+
+def test_empty_fields_of_csv_are_null_and_na_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b,c\n1,x,\n,,\n3,NA,\n")
+    log = open_log(str(tmp_path / "log.csv"))
+    assert read(log, "a", "b", "c") == {"a": [1, None, 3], "b": ["x", None, "NA"], "c": [None] * 3}
+    assert log.schema.field("c").type == pa.string()
+
+
+def test_any_name_may_be_read_if_the_format_is_given(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "log.bin")
+    with pytest.raises(UserError, match=r"set data\.format"):
+        open_log(str(tmp_path / "log.bin"))
+    assert read(open_log(str(tmp_path / "log.bin"), "parquet")) == LOG.to_pydict()
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "x.parquet")
+    log = open_log(str(tmp_path / "x.parquet"))
+    # Damage the pages of column a: whoever reads them fails.
+    column = pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).column(0)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    (tmp_path / "x.parquet").write_bytes(content)
+    assert read(log, "b", "day") == LOG.select(["b", "day"]).to_pydict()
+    with pytest.raises(UserError, match=r"x\.parquet: cannot be read as Parquet"):
+        read(log, "a")
+
+
+def test_chunks_know_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "CHUNK_ROWS", 16)
+    pq.write_table(LOG.slice(0, 60), tmp_path / "0.parquet", row_group_size=5)
+    pq.write_table(LOG.slice(60, 40), tmp_path / "1.parquet", row_group_size=40)
+    chunks = list(open_log(str(tmp_path)).chunks(["a"]))
+    sizes = [chunk.columns.num_rows for chunk in chunks]
+    assert sizes == [15, 15, 15, 15, 16, 16, 8]  # row groups are put together, not torn apart
+    assert [chunk.first_row for chunk in chunks] == [0, 15, 30, 45, 0, 16, 32]
+    assert chunks[1].place(2) == f"{tmp_path}/0.parquet, row 18"
+
+
+def test_files_of_unequal_width_take_the_wider_type(tmp_path: Path) -> None:
+    for i, kind in enumerate([pa.null(), pa.int8(), pa.int64()]):
+        value = None if kind == pa.null() else 2**40 if kind == pa.int64() else 1
+        pq.write_table(pa.table({"a": pa.array([value], kind)}), tmp_path / f"{i}.parquet")
+    log = open_log(str(tmp_path))
+    assert log.schema.field("a").type == pa.int64()
+    assert read(log, "a")["a"] == [None, 1, 2**40]
+
+
+def test_dictionary_columns_with_other_dictionaries_in_each_row_group(tmp_path: Path) -> None:
+    texts = pa.array([f"s{i}" for i in range(100)]).dictionary_encode()
+    pq.write_table(pa.table({"a": texts}), tmp_path / "x.parquet", row_group_size=9)
+    log = open_log(str(tmp_path))
+    assert read(log, "a")["a"] == texts.to_pylist()
+
+
+def test_batches_do_not_hold_more_than_a_chunk(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": range(600_000)}), tmp_path / "x.parquet", row_group_size=600_000)
+    chunks = list(open_log(str(tmp_path)).chunks(["a"]))
+    assert max(chunk.columns.num_rows for chunk in chunks) <= source.CHUNK_ROWS
