@@ -87,13 +87,13 @@ class GroupAUCs:
     clicks: NDArray[np.int64] | NDArray[np.float64]
     coverage: Coverage
 
-    def weights(self, weighting: Weighting) -> NDArray[np.float64]:
+    def weights(self, weighting: Weighting) -> NDArray[np.int64] | NDArray[np.float64]:
         """The groups' weights under a weighting."""
         if weighting not in get_args(Weighting):
             raise UserError(f"weighting {weighting!r} is not one of {', '.join(get_args(Weighting))}")
         if weighting == "uniform":
-            return np.ones(len(self.auc))
-        return (self.impressions if weighting == "impressions" else self.clicks).astype(np.float64)
+            return np.ones(len(self.auc), dtype=np.int64)
+        return self.impressions if weighting == "impressions" else self.clicks
 
     def partial(self, weighting: Weighting = "impressions") -> GAUCPartial:
         """The mergeable sums of a weighting."""
@@ -150,13 +150,16 @@ def group_aucs(
     return GroupAUCs(pairs.key[kept], auc[kept], pairs.weight[kept], pairs.click_weight[kept], coverage)
 
 
-def exact_sum(values: NDArray[np.float64]) -> Fraction:
-    """The sum of finite floats, not rounded: their 53-bit integers are added exponent by exponent."""
+def exact_sum(values: NDArray[np.int64] | NDArray[np.float64]) -> Fraction:
+    """The sum, not rounded. Floats are 53-bit integers times a power of two, so they are added power by power."""
+    if values.dtype.kind == "i" or not values.size:
+        return Fraction(int(values.sum()))
     mantissas, exponents = np.frexp(values)
     whole = np.ldexp(mantissas, 53).astype(np.int64)
-    total = Fraction(0)
-    for exponent in np.unique(exponents):
-        of_it = whole[exponents == exponent]
-        high, low = int((of_it >> 27).sum()), int((of_it & (2**27 - 1)).sum())
-        total += ((high << 27) + low) * Fraction(2) ** (int(exponent) - 53)
-    return total
+    lowest = int(exponents.min())
+    powers = exponents - lowest
+    # Halves of 27 and 26 bits: float64 adds 2**26 of them exactly, more values than there are groups.
+    high, low = np.bincount(powers, whole >> 27), np.bincount(powers, whole & (2**27 - 1))
+    sums = ((int(top) << 27) + int(rest) for top, rest in zip(high, low, strict=True))
+    total = sum(part << power for power, part in enumerate(sums))
+    return total * Fraction(2) ** (lowest - 53)

@@ -13,7 +13,7 @@ from ctrkit.errors import UserError
 class Grouping:
     """A group's code for every row.
 
-    codes: integers [rows]; a row's code is `codes - offset`, in [0, 2**bits).
+    codes: integers [rows] from `offset` up; `code` takes that off, so a row's code is in [0, 2**bits).
     dense: the codes are about as many as the groups, so a new numbering would save no bits.
     names: the groups' keys in order of their codes (numpy or Arrow), or None where the stored integer is the key.
     """
@@ -23,6 +23,12 @@ class Grouping:
     bits: int
     dense: bool
     names: Any = None
+
+    def code(self, part: slice) -> NDArray[np.uint64]:
+        """The codes of those rows."""
+        code = self.codes[part].astype(np.uint64)
+        code -= np.uint64(self.offset % 2**64)
+        return code
 
     def keys(self, codes: NDArray[np.uint64]) -> NDArray[Any]:
         """The keys of those codes, in the type that came in."""

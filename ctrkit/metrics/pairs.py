@@ -58,15 +58,16 @@ class PairCounts:
 
 @dataclass(frozen=True)
 class ScoreCode:
-    """A monotone code of scores in [0, 2**bits): a grid's cell, the place among all floats, or the rank.
+    """A monotone code of scores in [0, 2**bits): the place among all floats, a cell of an even grid, or the rank.
 
-    `exact` says that two different scores never share a code.
+    `exact` says that two different scores never share a code. low: the lowest score; scale: cells a unit of score, for
+    a grid; ranks: [rows], for ranks.
     """
 
     scores: FloatArray
     bits: int
     exact: bool
-    low: float = 0.0
+    low: float
     scale: float = 0.0
     ranks: NDArray[np.int64] | None = None
 
@@ -76,15 +77,18 @@ class ScoreCode:
             return self.ranks[part].astype(np.uint64)
         if not self.exact:
             return grid_cell(self.scores[part], self.low, self.scale, self.bits)
-        lowest = place(np.full(1, self.low, dtype=self.scores.dtype))
-        return np.subtract(place(self.scores[part]), lowest)
+        lowest = int(place(np.full(1, self.low, dtype=self.scores.dtype))[0])
+        codes = place(self.scores[part]).astype(np.uint64)
+        codes -= np.uint64(lowest % 2**64)
+        return codes
 
 
-def place(scores: NDArray[Any]) -> NDArray[np.uint64]:
-    """The scores' places among all floats of their type: their bits, turned so that they order as the scores do."""
-    bits = (scores + 0).view(np.int32 if scores.dtype == np.float32 else np.int64).astype(np.int64)  # + 0: -0.0 is 0.0
-    magnitude = np.int64(2 ** (scores.dtype.itemsize * 8 - 1) - 1)
-    return (bits ^ ((bits >> 63) & magnitude)).view(np.uint64)
+def place(scores: NDArray[Any]) -> NDArray[Any]:
+    """The scores' places among all floats of their type, counted from 0.0: integers of the same width [rows]."""
+    integer = np.int32 if scores.dtype == np.float32 else np.int64
+    bits: NDArray[Any] = (scores + 0).view(integer)  # + 0, since -0.0 is 0.0
+    bits ^= (bits >> (8 * bits.itemsize - 1)) & np.iinfo(integer).max  # a negative float's bits grow downwards
+    return bits
 
 
 def grid_cell(scores: NDArray[Any], low: float, scale: float, bits: int) -> NDArray[np.uint64]:
@@ -92,27 +96,28 @@ def grid_cell(scores: NDArray[Any], low: float, scale: float, bits: int) -> NDAr
     return np.minimum((scores - low) * scale, 2.0**bits - 1).astype(np.uint64)
 
 
-def exact_bits(scores: FloatArray) -> int:
-    """How many bits the places of these scores span."""
+def place_code(scores: FloatArray) -> ScoreCode:
+    """The exact code by places, however many bits it needs."""
     if not scores.size:
-        return 0
-    low, high = (int(end) for end in place(np.array([scores.min(), scores.max()], dtype=scores.dtype)))
-    return ((high - low) % 2**64).bit_length()
+        return ScoreCode(scores, 0, exact=True, low=0.0)
+    ends = np.array([scores.min(), scores.max()], dtype=scores.dtype)
+    lowest, highest = (int(end) for end in place(ends))
+    return ScoreCode(scores, (highest - lowest).bit_length(), exact=True, low=float(ends[0]))
 
 
-def score_code(scores: FloatArray, bits: int, *, allow_grid: bool) -> ScoreCode:
-    """The cheapest code of at most `bits` bits: places if they fit, else a grid if allowed, else ranks."""
-    needed = exact_bits(scores)
-    low, high = (float(scores.min()), float(scores.max())) if scores.size else (0.0, 0.0)
-    if needed <= bits:
-        return ScoreCode(scores, needed, exact=True, low=low)
-    grid_bits = min(bits, _GRID_BITS)
+def grid_code(scores: FloatArray, bits: int) -> ScoreCode | None:
+    """The code by an even grid of 2**bits cells; None if the scores lie too near or too far apart to divide by."""
+    bits = min(bits, _GRID_BITS)
+    low, high = np.float64(scores.min()), np.float64(scores.max())
     with np.errstate(over="ignore"):
-        scale = float(np.float64(2.0**grid_bits) / (np.float64(high) - np.float64(low)))
-    if allow_grid and 0.0 < scale < np.inf:
-        return ScoreCode(scores, grid_bits, exact=False, low=low, scale=scale)
+        scale = float(2.0**bits / (high - low))
+    return ScoreCode(scores, bits, exact=False, low=float(low), scale=scale) if 0.0 < scale < np.inf else None
+
+
+def rank_code(scores: FloatArray) -> ScoreCode:
+    """The exact code of fewest bits; it costs an argsort."""
     ranks = dense_ranks(scores)
-    return ScoreCode(scores, int(ranks.max()).bit_length(), exact=True, ranks=ranks)
+    return ScoreCode(scores, int(ranks.max()).bit_length(), exact=True, low=0.0, ranks=ranks)
 
 
 def dense_ranks(scores: FloatArray) -> NDArray[np.int64]:
@@ -134,32 +139,43 @@ def count_pairs(clicks: BoolArray, scores: FloatArray, groups: Grouping) -> Pair
     clicks [rows] bool, scores [rows] finite. Memory: 8 bytes a row for the keys and about 100 bytes a group; 24 bytes a
     row more in the rare case that ranks are needed. Raises UserError if group and rank do not fit in 63 bits.
     """
-    if exact_bits(scores) + groups.bits > _KEY_BITS:
+    code = place_code(scores)
+    if code.bits + groups.bits > _KEY_BITS:
         groups = groups.renumbered()
     bits = min(_SCORE_BITS, _KEY_BITS - groups.bits)
-    code = score_code(scores, bits, allow_grid=True)
-    counts, lossy = _count(_sorted_keys(clicks, code, groups), code.bits, groups)
-    if lossy and not code.exact and not _one_to_one(code):
-        code = score_code(scores, bits, allow_grid=False)
-        if code.bits > bits:
-            raise UserError(f"groups need {groups.bits} bits and scores {code.bits}; {_KEY_BITS} fit: split the log")
-        counts, _ = _count(_sorted_keys(clicks, code, groups), code.bits, groups)
+    if code.bits > bits:
+        code = grid_code(scores, bits) or rank_code(scores)
+    counts, tied = _count(pack_keys(groups, code, clicks), code.bits, groups)
+    if tied and not code.exact and not _one_to_one(code):
+        code = rank_code(scores)
+        counts, tied = _count(pack_keys(groups, code, clicks), code.bits, groups)
     return counts
 
 
-def _sorted_keys(clicks: BoolArray, code: ScoreCode, groups: Grouping) -> NDArray[np.uint64]:
+def exact_code(groups: Grouping, scores: FloatArray) -> tuple[Grouping, ScoreCode]:
+    """The groups, renumbered if need be, and an exact code of the scores, that fit into one key."""
+    code = place_code(scores)
+    if code.bits + groups.bits > _KEY_BITS:
+        groups = groups.renumbered()
+    fits = code.bits <= min(_SCORE_BITS, _KEY_BITS - groups.bits)
+    return groups, code if fits else rank_code(scores)
+
+
+def pack_keys(groups: Grouping, code: ScoreCode, clicks: BoolArray) -> NDArray[np.uint64]:
+    """One integer a row [rows], with the group in the high bits, then the score's code, then the label."""
+    if code.bits + groups.bits > _KEY_BITS:
+        raise UserError(
+            f"groups need {groups.bits} bits and scores {code.bits}; {_KEY_BITS} fit: split the log by group"
+        )
     keys = np.empty(len(clicks), dtype=np.uint64)
-    offset, shift = np.uint64(groups.offset % 2**64), np.uint64(code.bits + 1)
+    shift = np.uint64(code.bits + 1)
     for part in chunks(len(clicks)):
-        key = groups.codes[part].astype(np.uint64)
-        key -= offset
+        key = groups.code(part)
         key <<= shift
         score = code(part)
         score <<= np.uint64(1)
         key |= score
-        key |= clicks[part]
-        keys[part] = key
-    keys.sort()
+        np.bitwise_or(key, clicks[part], out=keys[part])
     return keys
 
 
@@ -168,23 +184,24 @@ def _one_to_one(code: ScoreCode) -> bool:
     ordered = np.sort(code.scores)
     for part in chunks(len(ordered)):
         piece = ordered[part.start : part.stop + 1]
-        cells = grid_cell(piece, code.low, code.scale, code.bits)
-        if np.any((piece[1:] != piece[:-1]) & (cells[1:] == cells[:-1])):
+        last_of_value = np.flatnonzero(piece[1:] != piece[:-1])
+        cells, following = (
+            grid_cell(piece[at], code.low, code.scale, code.bits) for at in (last_of_value, last_of_value + 1)
+        )
+        if np.any(cells == following):
             return False
     return True
 
 
 def _count(keys: NDArray[np.uint64], score_bits: int, groups: Grouping) -> tuple[PairCounts, bool]:
-    """Counts from sorted keys, and whether any (group, score) holds both labels.
+    """Counts from the keys, which are sorted in place, and whether any (group, score) holds both labels.
 
     With p the place of the j-th click (from 0) in a group that starts at s, p - s - j non-clicks come before it. Summed
     over clicks: sum(p) - clicks s - clicks (clicks - 1) / 2, which counts a tied pair as won, since label is the lowest
     bit. So twice_won = 2 sum(p - s) - clicks (clicks - 1) - tied pairs.
     """
-    parts = []
-    state = _Pass(keys, score_bits)
-    for part in chunks(len(keys)):
-        parts.append(state.step(part))
+    keys.sort()
+    parts = [_count_part(keys, part, score_bits) for part in chunks(len(keys))]
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         return PairCounts(groups.keys(none.astype(np.uint64)), none, none, none), False
@@ -200,61 +217,48 @@ def _count(keys: NDArray[np.uint64], score_bits: int, groups: Grouping) -> tuple
 Segments = tuple[NDArray[np.int64], BoolArray, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-class _Pass:
-    """The pass over sorted keys, in steps; it remembers where the run of equal keys that is still open began."""
+def _count_part(keys: NDArray[np.uint64], part: slice, score_bits: int) -> Segments:
+    """The groups' segments in these rows: start, whether a group starts there, clicks, sum of places, tied pairs.
 
-    def __init__(self, keys: NDArray[np.uint64], score_bits: int) -> None:
-        self.keys = keys
-        self.group_bit = np.uint64(2 ** (score_bits + 1))
-        self.run_start = 0
+    The first segment belongs to the group that was open before; it is empty if these rows start with a new one.
+    """
+    here = keys[part]
+    change = np.empty_like(here)
+    change[0] = here[0] ^ keys[part.start - 1] if part.start else 2**63
+    np.bitwise_xor(here[1:], here[:-1], out=change[1:])
+    opens = np.flatnonzero(change >= np.uint64(2 ** (score_bits + 1)))
+    starts = np.concatenate([[0], opens])
+    new = np.ones(len(starts), dtype=np.bool_)
+    new[0] = False
+    clicked = np.flatnonzero((here.astype(np.uint8) & np.uint8(1)).view(np.bool_))
+    clicks, places = _segment_sums(clicked, clicked, starts)
+    mixed = np.flatnonzero(change == np.uint64(1))  # the label changes, group and score do not: a tie of both labels
+    tied = _tied_pairs(keys, part, change, mixed)
+    return starts + part.start, new, clicks, places + clicks * part.start, _segment_sums(mixed, tied, starts)[1]
 
-    def step(self, part: slice) -> Segments:
-        """The groups' segments in these rows: start, whether a group starts there, clicks, sum of places, tied pairs.
 
-        The first segment belongs to the group that was open before; it is empty if these rows start with a new one.
-        """
-        here = self.keys[part]
-        change = np.empty_like(here)
-        change[0] = here[0] ^ self.keys[part.start - 1] if part.start else self.group_bit
-        np.bitwise_xor(here[1:], here[:-1], out=change[1:])
-        opens = np.flatnonzero(change >= self.group_bit)
-        starts = np.concatenate([[0], opens])
-        new = np.ones(len(starts), dtype=np.bool_)
-        new[0] = False
-        clicked = np.flatnonzero(here.astype(np.uint8) & np.uint8(1))
-        clicks, places = _segment_sums(clicked, clicked, starts)
-        tied = self._tied_pairs(change, part, starts)
-        return starts + part.start, new, clicks, places + clicks * part.start, tied
-
-    def _tied_pairs(self, change: NDArray[np.uint64], part: slice, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pairs (click, non-click) of one group and score, per segment: a change of the lowest bit alone."""
-        mixed = change == 1
-        if not mixed.any():
-            last = self._last_change(change)
-            self.run_start = self.run_start if last < 0 else part.start + last
-            return np.zeros(len(starts), dtype=np.int64)
-        runs = np.flatnonzero(change)
-        end = np.searchsorted(self.keys, self.keys[part.stop - 1], side="right")
-        bounds = np.concatenate([[self.run_start], runs + part.start, [end]])
-        length = np.diff(bounds)
-        meets = np.flatnonzero(mixed[runs])  # run meets[k] + 1 is the clicks, the run before it the non-clicks
-        self.run_start = int(bounds[-2])
-        _, pairs = _segment_sums(runs[meets], length[meets] * length[meets + 1], starts)
-        return pairs
-
-    @staticmethod
-    def _last_change(change: NDArray[np.uint64]) -> int:
-        """The last row that differs from the one before it, -1 if none does."""
-        if change[-1]:
-            return len(change) - 1
-        changed = np.flatnonzero(change)
-        return int(changed[-1]) if changed.size else -1
+def _tied_pairs(
+    keys: NDArray[np.uint64], part: slice, change: NDArray[np.uint64], mixed: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Pairs (click, non-click) in every tie [ties], given the row in which its clicks begin."""
+    here = keys[part]
+    if len(mixed) * 64 < len(here):  # few: look their ends up
+        middle = mixed + part.start
+        start = np.searchsorted(keys, here[mixed] - np.uint64(1), side="left")
+        return np.asarray((middle - start) * (np.searchsorted(keys, here[mixed], side="right") - middle))
+    runs = np.flatnonzero(change)  # where equal keys begin; the first and the last run may reach beyond these rows
+    before = np.searchsorted(keys, keys[part.start - 1], side="left") if part.start else 0
+    length = np.diff(np.concatenate([[before], runs + part.start, [np.searchsorted(keys, here[-1], side="right")]]))
+    clicks_run = np.searchsorted(runs, mixed) + 1
+    return np.asarray(length[clicks_run - 1] * length[clicks_run])
 
 
 def _segment_sums(
     at: NDArray[np.int64], values: NDArray[np.int64], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count and sum of `values`, which lie at the ascending places `at`, in the segments that begin at `starts`."""
+    if not at.size:
+        return np.zeros_like(starts), np.zeros_like(starts)
     cuts = np.append(np.searchsorted(at, starts), len(at))
     total = np.concatenate([[0], np.cumsum(values)])
-    return np.diff(cuts), total[cuts[1:]] - total[cuts[:-1]]
+    return np.diff(cuts), np.diff(total[cuts])
