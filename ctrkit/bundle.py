@@ -149,7 +149,10 @@ class Bundle:
         """
         directory = Path(directory)
         manifest = _read_manifest(directory)
-        _verify_files(directory, manifest.files)
+        try:
+            _verify_files(directory, manifest.files)
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); see to its permissions") from error
         encoding = Encoding.load(directory / ENCODING)
         for what, found, expected in (
             ("encoding", encoding.fingerprint(), manifest.encoding_fingerprint),

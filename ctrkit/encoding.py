@@ -193,7 +193,7 @@ class Encoding:
         kept: list[Any] = []
         empty = truncated = 0
         for values in lists:
-            if values is not None and (isinstance(values, str) or not isinstance(values, Sequence | np.ndarray)):
+            if values is not None and (isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray)):
                 raise UserError(f"feature '{name}' takes a list of values, got {type(values).__name__}")
             kept.append([] if values is None else values[: feature.max_len])
             empty += len(kept[-1]) == 0
@@ -277,7 +277,8 @@ class Encoding:
             )
             unchanged = encoding.fingerprint() == content["fingerprint"]
         except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{directory}: no readable encoding ({error}); run `ctrkit prepare` again") from error
+            why = str(error).partition("\n")[0]
+            raise UserError(f"{directory}: no readable encoding ({why}); run `ctrkit prepare` again") from error
         if not unchanged:
             raise UserError(f"{directory}: the encoding was changed after it was written; run `ctrkit prepare` again")
         return encoding

@@ -72,17 +72,22 @@ def _typed_objects(array: npt.NDArray[np.object_], raw_type: RawType, name: str)
             raise _wrong_type(value, raw_type, name)
     if raw_type == "string":
         return array, missing_N
+    out: npt.NDArray[Any] = np.zeros(len(array), _DTYPES[raw_type])
     try:
-        filled = np.asarray(present, np.float64 if raw_type == "float" or not present else None)
-    except OverflowError:
-        filled = np.empty(0, object)
-    if filled.dtype == object:
-        huge = next(v for v in present if isinstance(v, int) and v.bit_length() > 64)
-        raise UserError(f"feature '{name}': {_shown(huge)} does not fit into 64 bits")
-    typed, _ = typed_array(filled, raw_type, name)
-    out = np.zeros(len(array), typed.dtype)
-    out[~missing_N] = typed
+        # ints one by one: beside a float, or beyond int64, numpy would make floats of them, which lose digits
+        out[~missing_N] = [_id_of(v, name) for v in present] if raw_type == "int" else present
+    except OverflowError as error:
+        raise UserError(f"feature '{name}': an integer too large for a float") from error
     return out, missing_N
+
+
+def _id_of(value: Any, name: str) -> int:
+    """An int64 of the same value, or of the same bits if the value is one of uint64."""
+    if isinstance(value, _FLOAT):
+        return int(_integral(np.array([value]), np.zeros(1, np.bool_), name)[0])
+    if not -(2**63) <= value < 2**64:
+        raise UserError(f"feature '{name}': {_shown(value)} does not fit into 64 bits")
+    return int(value) - (2**64 if value >= 2**63 else 0)
 
 
 def _wrong_type(value: object, raw_type: RawType, name: str) -> UserError:
@@ -98,7 +103,7 @@ def _shown(value: object) -> str:
 
 
 def _array_of(values: Sequence[Any], name: str) -> npt.NDArray[Any]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise UserError(f"feature '{name}' takes a list with one value an ad, got {type(values).__name__}")
     kinds = {type(v) for v in values}
     if kinds <= {int, bool, float}:  # numpy would turn a mix of str and int into str, and cut a string's trailing NULs

@@ -20,7 +20,7 @@ from ctrkit_serving.scorer import Scorer
 PERCENTILES = (50, 95, 99)
 _NORMAL_95 = 1.96
 _CONTROL = np.linspace(-3.0, 3.0, 50_000)
-"""The control kernel takes the hyperbolic tangent of these ten times: no memory to wait for, no thread but the caller's."""
+"""The control kernel takes their hyperbolic tangent ten times: no memory to wait for, no thread but the caller's."""
 
 
 @dataclass(frozen=True)
