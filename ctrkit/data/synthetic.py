@@ -24,7 +24,6 @@ log loss, AUC and GAUC of the log. ``position`` is known only after ranking: a s
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ def generate(
         raise UserError(f"{directory}: exists already and is not empty; remove it or name another directory")
     users = users or min(max(rows // 150, 50), 1_000_000)
     ads = ads or min(max(rows // 400, 200), 1_000_000)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    partial = directory.with_name(f".{directory.name.lstrip('.')}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

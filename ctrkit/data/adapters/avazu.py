@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ctrkit.data.adapters.raw import Buckets, PartWriter, raw_file, read_csv
 from ctrkit.errors import UserError
 
-RAW_FILES = ("train.gz",)
+RAW_FILES = ("train*",)  # train.gz, or unpacked
 ORIGIN = "the Avazu click-through rate data, published by Avazu on Kaggle"
 NO_DEVICE_ID = "a99f214a"
 SITE_AND_APP = ("site_id", "site_domain", "site_category", "app_id", "app_domain", "app_category")
