@@ -159,7 +159,7 @@ class _PartWriter:
         self.files.append(f"{self.part}/part-{len(self.files):05d}.parquet")
         path = self.directory / self.files[-1]
         path.parent.mkdir(exist_ok=True)
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1)
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, write_page_checksum=True)
 
 
 def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWriter]) -> dict[str, Any]:

@@ -88,9 +88,16 @@ class PreparedLog:
 
     def read_columns(self, part: Part, names: Sequence[str]) -> pa.Table:
         """Columns of a part, in row order."""
-        return pa.concat_tables([pq.read_table(file, columns=list(names)) for file in self.files(part)])
+        return pa.concat_tables([_read(file, names) for file in self.files(part)])
 
     def _part(self, part: Part) -> Mapping[str, Any]:
         assert part in PARTS
         content: Mapping[str, Any] = self.manifest["parts"][part]
         return content
+
+
+def _read(file: Path, names: Sequence[str]) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=list(names), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: damaged ({error}); run `ctrkit prepare` again") from error

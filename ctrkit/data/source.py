@@ -97,7 +97,7 @@ class ClickLog:
                 row += batch.num_rows
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(_unreadable(file.path, error, row)) from error
+            raise UserError(_unreadable(file.path, file.rows is None, error, row)) from error
 
 
 def _repeated(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
@@ -242,13 +242,13 @@ def _open_file(filesystem: Any, info: Any, format: Format, keys: dict[str, pa.Da
     if info.size == 0:
         raise UserError(f"{path}: the file is empty; write it again or remove it")
     kind = format_of(path) if format == "auto" else format
-    reader = ds.ParquetFileFormat() if kind == "parquet" else _csv_format()
+    reader = _csv_format() if kind == "csv" else _parquet_format()
     try:
         fragment = reader.make_fragment(path, filesystem)
         names = fragment.physical_schema.names  # reads the footer, or the first block of a CSV file
         rows = fragment.metadata.num_rows if kind == "parquet" else None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(_unreadable(path, error, 0)) from error
+        raise UserError(_unreadable(path, kind == "csv", error, 0)) from error
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' stands in it twice; rename one of them")
@@ -257,6 +257,13 @@ def _open_file(filesystem: Any, info: Any, format: Format, keys: dict[str, pa.Da
         for key, value in _partition_of(path).items()
     }
     return LogFile(path, info.size, info.mtime_ns or 0, fragment, partition, rows)
+
+
+def _parquet_format() -> Any:
+    # Without checksums (not every writer writes them) a damaged page may be read as other values.
+    return ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
 
 
 def _csv_format() -> Any:
@@ -292,12 +299,11 @@ def _wider(name: str, one: tuple[pa.DataType, str], other: tuple[pa.DataType, st
         ) from error
 
 
-def _unreadable(path: str, error: Exception, row: int) -> str:
+def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:
     """What a person needs to know of Arrow's complaint."""
-    first_line = str(error).strip().split("\n")[0]
-    if "CSV" in first_line:
-        what = first_line[first_line.find("CSV") :] if "column #" not in first_line else first_line
-        return f"{path}: {what}; correct that row, or write the log as Parquet, which states its types"
+    first_line = str(error).strip().split("\n")[0].split("Invalid: ")[-1]
+    if is_csv:
+        return f"{path}: {first_line}; correct that row, or write the log as Parquet, which states its types"
     after = f" after row {row:,}" if row else ""
     return f"{path}: cannot be read as Parquet{after}, truncated or damaged ({first_line}); write the file again"
 

@@ -20,6 +20,7 @@ from ctrkit.data import source
 from ctrkit.data.adapters import registry
 from ctrkit.data.prepare import fingerprint, prepare
 from ctrkit.data.prepared import PreparedLog
+from ctrkit.data.split import PARTS
 from ctrkit.encoding import FIRST_ROW, MISSING, UNSEEN, Counts, Vocabulary
 from ctrkit.errors import UserError
 from ctrkit.raw_values import typed_array
@@ -226,7 +227,7 @@ def test_csv_gives_what_parquet_gives(tmp_path: Path) -> None:
             tmp_path / "csv" / f"{part}.csv", index=False
         )
     two = prepare(data(tmp_path / "csv"), schema(features), tmp_path / "two")
-    for part in ("train", "valid", "test"):
+    for part in PARTS:
         assert pq.read_table(one.files(part)[0]).equals(pq.read_table(two.files(part)[0]))
 
 
@@ -458,3 +459,14 @@ def test_the_manifest_warns(tmp_path: Path) -> None:
         "the test part has one class only: no AUC or GAUC can be computed on it",
     ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows_per_second"] > 0
+
+
+def test_a_flipped_bit_in_a_prepared_log_is_found(tmp_path: Path) -> None:
+    log = prepare(data(write_parts(tmp_path / "raw")), schema(), tmp_path / "out")
+    file = log.files("train")[0]
+    column = pq.ParquetFile(file).metadata.row_group(0).column(5)
+    content = bytearray(file.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"part-00000\.parquet: damaged .*run `ctrkit prepare` again"):
+        PreparedLog.open(tmp_path / "out").read_columns("train", [column.path_in_schema])
