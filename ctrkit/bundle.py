@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 import ctrkit
 from ctrkit.atomic import atomic_directory
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
-from ctrkit.request import Request
+from ctrkit.request import Golden as Golden
 from ctrkit.schema import Schema, SequenceFeature
 
 FORMAT = 1
@@ -80,50 +79,6 @@ class Manifest(_Model):
     parity_max_abs_diff: float
     """Largest difference of probability between torch and ONNX Runtime on held-out rows."""
     recipe: dict[str, JsonValue]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Requests with the scores that the exporter got for them."""
-
-    requests: tuple[Request, ...]
-    scores: tuple[tuple[float, ...], ...]
-    """By request, one score an ad."""
-    tolerance: float = 1e-5
-    """Largest absolute difference from a score that a loader accepts."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As `golden.json` holds it."""
-        pairs = zip(self.requests, self.scores, strict=True)
-        requests = [{"request": request.to_json(), "scores": list(scores)} for request, scores in pairs]
-        return {"tolerance": self.tolerance, "requests": requests}
-
-    @classmethod
-    def from_json(cls, content: Any) -> Self:
-        """Read what `to_json` gave.
-
-        Raises:
-            UserError: it has another form, no ad at all, or a number of scores other than that of ads.
-        """
-        try:
-            requests = tuple(Request.from_json(entry["request"]) for entry in content["requests"])
-            scores = tuple(tuple(float(score) for score in entry["scores"]) for entry in content["requests"])
-            golden = cls(requests, scores, float(content["tolerance"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"golden requests of another form ({error})") from error
-        golden.check()
-        return golden
-
-    def check(self) -> None:
-        """Raise UserError unless there is an ad, a finite score for each, and a tolerance."""
-        if not any(request.num_ads for request in self.requests):
-            raise UserError("golden requests hold no ad; a bundle needs at least one with its score")
-        if [request.num_ads for request in self.requests] != [len(scores) for scores in self.scores]:
-            raise UserError("golden requests and scores differ in number; each ad has one score")
-        if not all(np.isfinite(scores).all() for scores in self.scores):
-            raise UserError("a golden score is not finite; the model is broken")
-        if not 0 <= self.tolerance < 1:
-            raise UserError(f"golden tolerance {self.tolerance} is not in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,50 @@ class Request:
         return {"user": _plain(self.user), "items": _plain(self.items), "context": _plain(self.context)}
 
 
+@dataclass(frozen=True)
+class Golden:
+    """Requests with the scores that the exporter got for them."""
+
+    requests: tuple[Request, ...]
+    scores: tuple[tuple[float, ...], ...]
+    """By request, one score an ad."""
+    tolerance: float = 1e-5
+    """Largest absolute difference from a score that a loader accepts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `golden.json` holds it."""
+        pairs = zip(self.requests, self.scores, strict=True)
+        requests = [{"request": request.to_json(), "scores": list(scores)} for request, scores in pairs]
+        return {"tolerance": self.tolerance, "requests": requests}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what `to_json` gave.
+
+        Raises:
+            UserError: it has another form, no ad at all, or a number of scores other than that of ads.
+        """
+        try:
+            requests = tuple(Request.from_json(entry["request"]) for entry in content["requests"])
+            scores = tuple(tuple(float(score) for score in entry["scores"]) for entry in content["requests"])
+            golden = cls(requests, scores, float(content["tolerance"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"golden requests of another form ({error})") from error
+        golden.check()
+        return golden
+
+    def check(self) -> None:
+        """Raise UserError unless there is an ad, a finite score for each, and a tolerance."""
+        if not any(request.num_ads for request in self.requests):
+            raise UserError("golden requests hold no ad; a bundle needs at least one with its score")
+        if [request.num_ads for request in self.requests] != [len(scores) for scores in self.scores]:
+            raise UserError("golden requests and scores differ in number; each ad has one score")
+        if not all(np.isfinite(scores).all() for scores in self.scores):
+            raise UserError("a golden score is not finite; the model is broken")
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"golden tolerance {self.tolerance} is not in [0, 1)")
+
+
 def read_requests(path: Path) -> Iterator[Request]:
     """Requests of a file with one JSON object a line, read as they are asked for.
 

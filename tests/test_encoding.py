@@ -90,6 +90,21 @@ def test_strings_have_the_row_of_their_hash() -> None:
     assert counts == Counts(values=5, missing=1, unseen=2)
 
 
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(deadline=None)
+@given(
+    st.sets(st.integers(-20, 20)) | st.sets(_INT64, max_size=9) | st.sets(st.integers(2**63 - 9, 2**63 - 1)),
+    st.lists(st.integers(-25, 25) | _INT64),
+)
+def test_a_vocabulary_is_a_dictionary(known: set[int], asked: list[int]) -> None:
+    row = {key: FIRST_ROW + i for i, key in enumerate(sorted(known))}
+    asked = [*asked, *known, -(2**63), 2**63 - 1]
+    expected = [row.get(key, UNSEEN) for key in asked]
+    assert _vocabulary(*known).rows(np.array(asked, np.int64)).tolist() == expected
+
+
 def test_empty_vocabulary_has_seen_nothing() -> None:
     assert _vocabulary().rows(np.array([0, 1])).tolist() == [UNSEEN, UNSEEN]
     assert _vocabulary().num_rows == FIRST_ROW

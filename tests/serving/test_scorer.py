@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ctrkit_serving import denormals
 from ctrkit_serving.scorer import Scorer
 
 from ctrkit.bundle import Golden
@@ -236,6 +237,34 @@ def test_never_answers_with_a_score_that_is_not_finite(tmp_path: Path) -> None:
     scorer = Scorer.load(make_bundle(tmp_path / "bundle", weights, golden=golden).directory)
     with pytest.raises(UserError, match="not finite"):
         scorer.score({**USER, "recent_items": []}, [{**ITEMS[0], "item_id": 7}], CONTEXT)
+
+
+def test_scores_where_the_switch_for_denormals_is_not_known(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = scorer.score(USER, ITEMS, CONTEXT)
+    monkeypatch.setattr(denormals, "_SWITCH", None)
+    np.testing.assert_array_equal(scorer.score(USER, ITEMS, CONTEXT), expected)
+
+
+@pytest.mark.skipif(denormals._SWITCH is None, reason="not known for this system")
+def test_takes_denormals_for_zero_and_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    """In every thread, whichever session came first."""
+    weights = Weights()
+    weights.tables["age"][:] = 1e-40  # denormal, and times 1e38 no longer small
+    weights.linear[:2] = 1e38
+    request = Request({**USER, "recent_items": []}, ITEMS[:1], CONTEXT)
+    kept = expected_scores(weights, request.user, ITEMS[:1], CONTEXT)
+    weights.tables["age"][:] = 0
+    flushed = expected_scores(weights, request.user, ITEMS[:1], CONTEXT)
+    assert abs(kept - flushed).max() > 1e-4
+    weights.tables["age"][:] = 1e-40
+    scorer = Scorer.load(make_bundle(tmp_path / "b", weights, golden=Golden((request,), (tuple(flushed),))).directory)
+    scores: list[Any] = [scorer.score_request(request)]
+    thread = threading.Thread(target=lambda: scores.append(scorer.score_request(request)))
+    thread.start()
+    thread.join()
+    for found in scores:
+        np.testing.assert_allclose(found, flushed, rtol=0, atol=1e-6)
+    assert (np.array([1e-40], np.float32) * np.float32(1) > 0).all()
 
 
 def test_imports_neither_torch_nor_pyarrow_nor_pandas() -> None:
