@@ -166,7 +166,7 @@ def _tables(
         rng = np.random.default_rng([seed, 2, day + WARM_UP_DAYS])
         state.popularity += rng.normal(0.0, 0.3, ads)
         state.taste += rng.normal(0.0, 0.08, state.taste.shape)
-        history = state.history.copy()
+        history = state.history  # _push makes a new one: today's clicks show tomorrow
         day_rows = (day + 1) * rows // days - day * rows // days
         day_start = FIRST_DAY + timedelta(days=day)
         for part, (begin, end) in enumerate(_chunks(day_rows)):

@@ -228,7 +228,7 @@ def test_taobao_malformed_line_and_missing_day(source: Path, target: Path) -> No
 def movielens(source: Path, ratings: int = 25) -> None:
     put(source, "users.dat", "1::F::1::10::48067", "2::M::56::16::07024")
     (source / "movies.dat").write_bytes(
-        b"5::Toy Story (1995)::Animation|Children's|Comedy\n6::City of Lost Children, The (Cit\xe9) (1994)::Sci-Fi\n"
+        b"5::Toy Story (1995)::Animation|Children's|Comedy\n6::Lost Children (1900) (Cit\xe9) (1994)::Sci-Fi\n"
     )
     put(source, "ratings.dat", *(f"{1 + n % 2}::{5 + n % 2}::{1 + n % 5}::{978300760 - n}" for n in range(ratings)))
 
@@ -304,7 +304,7 @@ def trivago(source: Path, *more: str) -> None:
         'ua,a,100,1,search for destination,"Reno, NV, USA",US,"Reno, NV, USA",mobile,,,',
         'ua,a,105,2,interaction item image,12,US,"Reno, NV, USA",mobile,,,',
         'ua,a,106,3,interaction item image,12,US,"Reno, NV, USA",mobile,,,',
-        'ua,a,107,4,search for item,44,US,"Reno, NV, USA",mobile,,,',
+        'ua,a,107,4,search for item,44,US,"Reno, NV, USA",mobile,,43|44,70|80',
         click_out("a", 110, 5, 12, filters="Focus on Distance|Sort by Price"),
         click_out("a", 115, 6, 99),  # clicked offer is not among the impressions
         click_out("a", 120, 7, 11),
@@ -485,7 +485,11 @@ def criteo_line(number: int) -> str:
     return "\t".join([str(number % 2), *counts, "68fd1e64", *([""] * 24), f"{number:08x}" if number % 3 else ""])
 
 
-def test_criteo_in_order_without_a_group(source: Path, target: Path) -> None:
+@pytest.mark.parametrize("blocks", [1 << 25, 400])
+def test_criteo_in_order_without_a_group(
+    blocks: int, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw, "BLOCK_BYTES", blocks)
     put(source, "train.txt", *map(criteo_line, range(20)))
     find("criteo").convert(source, target)
     names = ["click", *(f"I{n}" for n in range(1, 14)), *(f"C{n}" for n in range(1, 27))]

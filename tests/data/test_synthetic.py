@@ -23,7 +23,9 @@ def read(directory: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     directory = tmp_path_factory.mktemp("synthetic") / "log"
-    generate(directory, rows=ROWS, seed=3, days=DAYS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "CHUNK_ROWS", 3_000)  # several chunks a day
+        generate(directory, rows=ROWS, seed=3, days=DAYS)
     return read(directory)
 
 
