@@ -1,12 +1,14 @@
-"""A directory that is written whole or not at all, whatever kills the process that writes it."""
+"""Files and directories that are written whole or not at all, whatever kills the process that writes them."""
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ctrkit.errors import UserError
 
@@ -53,6 +55,42 @@ def _locked(target: Path) -> Iterator[None]:
                 error
             )
         yield
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[BinaryIO]:
+    """Give a file to write into; it takes the place of `target`, flushed to the disk, if the body succeeds.
+
+    Raises:
+        UserError: it cannot be written (no space, no permission); what was there before is kept.
+    """
+    new = target.with_name(f".{target.name}.new-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); what was there before is kept") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all; raises as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None if it is not there or not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -1,30 +1,19 @@
-"""Files that are there whole or not at all."""
+"""Checkpoints that are there whole or not at all."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ctrkit.atomic import atomic_file
 from ctrkit.errors import UserError
 
 
 def save_checkpoint(path: Path, content: Any) -> None:
-    """Write tensors and plain values (or bytes) beside `path`, flush, and rename over it."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); what was there before is kept") from error
+    """Write tensors and plain values; raises as `ctrkit.atomic.atomic_file` does."""
+    with atomic_file(path) as file:
+        torch.save(content, file)
 
 
 def load_checkpoint(path: Path) -> Any | None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from ctrkit.atomic import atomic_file
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
@@ -226,7 +227,8 @@ class Trainer:
         }
         save_checkpoint(self.directory / "last.pt", state)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        save_checkpoint(self.directory / "metrics.jsonl", lines.encode())
+        with atomic_file(self.directory / "metrics.jsonl") as file:
+            file.write(lines.encode())
 
     def _resume(self) -> None:
         state = load_checkpoint(self.directory / "last.pt")

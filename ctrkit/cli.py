@@ -1,0 +1,213 @@
+"""The command line: `ctrkit VERB`.
+
+Every verb prints what it did to standard error, its result to standard output (as JSON with --json), and ends with
+exit code 0, 2 (something for the user to mend: one message, no traceback) or 1 (a defect of ctrkit).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ctrkit
+from ctrkit.config import load_recipe
+from ctrkit.errors import UserError
+
+if TYPE_CHECKING:
+    from ctrkit.run import Run
+
+Command = Callable[[argparse.Namespace], dict[str, Any]]
+"""Does the work; what it returns is the result of --json, its "text" what people see."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        result = command(options)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}) if options.json else f"ctrkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ctrkit: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    text = result.pop("text", "")
+    try:
+        print(json.dumps(result) if options.json else text, flush=True)
+    except BrokenPipeError:
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ctrkit", description="Online CTR models for ad ranking: from a click log to a score."
+    )
+    parser.add_argument("--version", action="version", version=f"ctrkit {ctrkit.__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+        sub.set_defaults(command=command)
+        return sub
+
+    def recipe_verb(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = verb(name, command, text)
+        sub.add_argument("recipe", type=Path, help="the recipe, a TOML file")
+        _add_run_options(sub)
+        return sub
+
+    init = verb("init", _init, "Look at a click log and write a recipe to start from.")
+    init.add_argument("log", help="file, folder or URI of the log")
+    init.add_argument("--label", required=True, help="column that says 0 or 1")
+    init.add_argument("--group", required=True, help="column of the user, that GAUC groups by")
+    init.add_argument("--out", type=Path, default=Path("recipe.toml"), help="where to write it (default: recipe.toml)")
+    init.add_argument("--force", action="store_true", help="write over a file that is there")
+    recipe_verb("prepare", _prepare, "Fit the encoding on the training part and encode the log.")
+    train = recipe_verb("train", _train, "Train the models of a recipe; goes on where a killed run stopped.")
+    train.add_argument("--model", help="only this one")
+    recipe_verb("evaluate", _evaluate, "Metrics of every trained network on the test part.")
+    recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
+    recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
+    demo = verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores.")
+    _add_run_options(demo)
+    bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, one thread.")
+    bench.add_argument("bundle", type=Path, nargs="+", help="bundle directories")
+    bench.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
+    bench.add_argument("--ads", type=int, default=400, help="ads a request (default: 400)")
+    bench.add_argument("--repeats", type=int, default=2000, help="timed requests a bundle (default: 2000)")
+    score = verb("score", _score, "Score a file of requests, one JSON object a line.")
+    score.add_argument("bundle", type=Path, help="bundle directory")
+    score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
+    score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
+    score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    parser.add_argument("--out", type=Path, help="directory of the run (default: runs/NAME)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
+    recipe = load_recipe(recipe_path, options.set)
+    from ctrkit.run import Run  # torch comes with it: only the verbs that train pay for that
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return Run(recipe, options.out or Path("runs") / recipe.name, quiet=options.quiet, say=say)
+
+
+def _init(options: argparse.Namespace) -> dict[str, Any]:
+    from ctrkit.data.inspect import inspect_log
+
+    if options.out.exists() and not options.force:
+        raise UserError(f"{options.out}: exists; give --out another name, or --force to write over it")
+    text, warnings = inspect_log(options.log, label=options.label, group=options.group)
+    options.out.write_text(text, encoding="utf-8")
+    shown = "\n".join(
+        [f"wrote {options.out}", *(f"  warning: {w}" for w in warnings), f"next: ctrkit run {options.out}"]
+    )
+    return {"recipe": str(options.out), "warnings": warnings, "text": shown}
+
+
+def _prepare(options: argparse.Namespace) -> dict[str, Any]:
+    run = _open_run(options, options.recipe)
+    manifest = run.log.manifest
+    parts = "\n".join(f"{part}: {p['rows']:,} rows, {p['clicks']:,} clicks" for part, p in manifest["parts"].items())
+    return {**manifest, "text": f"{run.log.directory}\n{parts}"}
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    run = _open_run(options, options.recipe)
+    if options.model is not None and options.model not in run.recipe.models:
+        raise UserError(f"--model {options.model}: not in [models]: {sorted(run.recipe.models)}")
+    models = [options.model] if options.model else list(run.recipe.models)
+    results = {model: run.train(model) for model in models}
+    lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]
+    return {"models": results, "text": "\n".join(lines)}
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    run = _open_run(options, options.recipe)
+    from ctrkit.summary import table
+
+    evaluation = run.evaluate()
+    gap = run.gap_closed()
+    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
+    return {**evaluation, "gap_closed": gap, "text": shown}
+
+
+def _export(options: argparse.Namespace) -> dict[str, Any]:
+    bundle = _open_run(options, options.recipe).export()
+    manifest = bundle.manifest.model_dump(mode="json")
+    return {"bundle": str(bundle.directory), "manifest": manifest, "text": f"{bundle.directory}"}
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    run = _open_run(options, options.recipe)
+    from ctrkit.summary import summarize, table
+
+    summary = summarize(run)
+    bundle = summary["bundle"]
+    requests = run.log.requests
+    shown = "\n".join(
+        [
+            table(summary),
+            f"\nThe bundle that goes online: {bundle}. Next:",
+            f"  ctrkit score {bundle} {requests} --out scores.jsonl",
+            f"  ctrkit bench {bundle}",
+            "  ctrkit init YOUR_LOG --label click --group user_id   # then: ctrkit run recipe.toml",
+        ]
+    )
+    return {**summary, "text": shown}
+
+
+def _demo(options: argparse.Namespace) -> dict[str, Any]:
+    here = Path(__file__).resolve().parent
+    in_wheel, in_checkout = here / "demo.toml", here.parent / "pipelines" / "demo.toml"
+    options.recipe = in_checkout if in_checkout.exists() else in_wheel
+    return _run(options)
+
+
+def _bench(options: argparse.Namespace) -> dict[str, Any]:
+    if options.ads < 1 or options.repeats < 1:
+        raise UserError("--ads and --repeats are at least 1")
+    from ctrkit.request import read_requests
+    from ctrkit.summary import measure_bundles
+
+    requests = list(islice(read_requests(options.requests), 1000)) if options.requests else None
+    measured = measure_bundles(
+        {str(path): path for path in options.bundle}, requests, ads=options.ads, repeats=options.repeats
+    )
+    lines = [f"{options.ads} ads a request, one thread, milliseconds"]
+    for name, latency in measured.items():
+        figures = "  ".join(
+            f"{p} {latency[p]:.3f}" if latency[p] else f"{p} insufficient" for p in ("p50", "p95", "p99")
+        )
+        lines.append(f"{name}: {figures}")
+    return {"latency_ms": measured, "text": "\n".join(lines)}
+
+
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ctrkit_serving.score_file import score_file
+
+    scored = score_file(options.bundle, options.requests, options.out, ignore_unknown=options.ignore_unknown)
+    counts = {name: asdict(count) for name, count in scored.counts.items()}
+    unseen = sum(count["unseen"] for count in counts.values())
+    shown = f"{scored.requests:,} requests, {scored.ads:,} ads -> {options.out} ({unseen:,} unseen ids)"
+    return {"requests": scored.requests, "ads": scored.ads, "counts": counts, "out": str(options.out), "text": shown}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

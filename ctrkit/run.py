@@ -1,0 +1,308 @@
+"""A recipe carried out in a directory of its own, step by step; what is done is not done again.
+
+    RUN/data/            the prepared log                        RUN/evaluation.json  metrics on the test part
+    RUN/models/NAME/     checkpoints, metrics.jsonl, result.json RUN/bundle/          what goes online
+    RUN/predictions/     scores of the test part                 RUN/bench/           the booster's graph, for the clock
+    RUN/recipe.json      the recipe, defaults and overrides in   RUN/summary.json     the figures of the table
+
+Each step keeps the fingerprint of what it depends on beside its result, and is skipped if that has not changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+import ctrkit
+from ctrkit.atomic import atomic_file, read_json, write_json
+from ctrkit.build import build_objective, build_optimizers
+from ctrkit.bundle import MANIFEST, Bundle
+from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict
+from ctrkit.data.batch import Batch
+from ctrkit.data.loader import GROUP, LABEL, ORACLE, WEIGHT, Loader
+from ctrkit.data.prepare import fingerprint as data_fingerprint
+from ctrkit.data.prepare import prepare
+from ctrkit.data.prepared import PreparedLog
+from ctrkit.data.split import Part
+from ctrkit.errors import UserError
+from ctrkit.export.export import export_bundle
+from ctrkit.metrics.report import Report
+from ctrkit.objectives.objective import Objective
+from ctrkit.request import read_requests
+from ctrkit.training.checkpoint import load_checkpoint
+from ctrkit.training.evaluation import evaluate, predict
+from ctrkit.training.trainer import Trainer
+
+EVALUATION_BATCH = 8192
+
+
+class Run:
+    """The steps of one recipe. Each does first what it stands on.
+
+    Args:
+        recipe: what to do.
+        directory: of the run.
+        quiet: no progress.
+        say: told what is done or skipped, a line at a time.
+    """
+
+    def __init__(
+        self, recipe: Recipe, directory: Path, *, quiet: bool = False, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.quiet = quiet
+        self.say = say
+
+    # --- prepare
+
+    @cached_property
+    def log(self) -> PreparedLog:
+        """The prepared log, prepared now if its input or the schema changed."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(self.directory / "recipe.json", as_dict(self.recipe))
+        place, schema = self.directory / "data", self.recipe.schema_()
+        if (place / "manifest.json").exists():
+            log = self._open(place)
+            if log is not None and log.fingerprint == data_fingerprint(self.recipe.data, schema):
+                self.say(f"prepare: {place} is up to date")
+                return log
+        self.say(f"prepare: {self.recipe.data.path or 'synthetic log'} -> {place}")
+        log = prepare(self.recipe.data, schema, place, progress=False if self.quiet else None)
+        for warning in log.manifest["warnings"]:
+            self.say(f"  warning: {warning}")
+        return log
+
+    def _open(self, place: Path) -> PreparedLog | None:
+        try:
+            return PreparedLog.open(place)
+        except UserError as error:
+            self.say(f"prepare: {error}; preparing again")
+            return None
+
+    def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH, shuffle_rows: int = 0, seed: int = 0) -> Loader:
+        return Loader(
+            self.log.schema, self.log.files(part), batch_size=batch_size, shuffle_rows=shuffle_rows, seed=seed
+        )
+
+    def _columns(self, part: Part) -> dict[str, Any]:
+        """Label, group, and, where the log has them, weight and oracle of a part, in row order."""
+        schema = self.log.schema
+        names = [LABEL, GROUP, *([WEIGHT] if schema.weight else []), *([ORACLE] if schema.oracle else [])]
+        table = self.log.read_columns(part, names)
+        return {name: table[name] if name == GROUP else table[name].to_numpy() for name in names}
+
+    # --- train
+
+    def train(self, model: str) -> dict[str, Any]:
+        """Train one model; its `result.json`."""
+        place = self.directory / "models" / model
+        fingerprint = self._model_fingerprint(model)
+        done = read_json(place / "result.json")
+        if done is not None and done["fingerprint"] == fingerprint and (place / "best.pt").exists():
+            self.say(f"train {model}: {place} is up to date")
+            return done
+        self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
+        config = self.recipe.train_config(model)
+        device = torch.device(config.device)
+        objective = self._objective(model).to(device)
+        loader = self._loader("train", config.batch_size, config.shuffle_rows, config.seed)
+        optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
+        trainer = Trainer(
+            objective,
+            optimizers,
+            schedulers,
+            directory=place,
+            fingerprint=fingerprint,
+            epochs=config.epochs,
+            monitor=config.monitor,
+            patience=config.patience,
+            evaluations_per_epoch=config.evaluations_per_epoch,
+            clip_norm=config.clip_norm,
+            clipped=towers,
+            device=device,
+            quiet=self.quiet,
+            log_scalars=_tensorboard(place) if config.tensorboard else None,
+        )
+        valid, columns = self._loader("valid"), self._columns("valid")
+        progress = trainer.fit(loader, lambda o: _reports(predict(o, valid, device), columns))
+        result = {
+            "fingerprint": fingerprint,
+            "monitor": config.monitor,
+            "best": progress.best,
+            "best_step": progress.best_step,
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else None,
+        }
+        write_json(place / "result.json", result)
+        self.say(
+            f"  best valid {config.monitor} {progress.best:.4f} at step {progress.best_step:,} of {progress.step:,}, "
+            f"{result['rows_per_second']:,} rows/s"
+        )
+        return result
+
+    def _model_fingerprint(self, model: str) -> str:
+        recipe = as_dict(self.recipe)
+        content = {
+            "data": self.log.fingerprint,
+            "embedding": recipe["embedding"],
+            "towers": recipe["towers"],
+            "model": {key: value for key, value in recipe["models"][model].items() if key != "train"},
+            "train": self.recipe.train_config(model).model_dump(mode="json", exclude={"tensorboard"}),
+            "version": ctrkit.__version__,
+        }
+        return _sha256(content)
+
+    def _objective(self, model: str) -> Objective:
+        return build_objective(self.recipe, model, self.log.encoding.num_rows())
+
+    def _trained(self, model: str) -> Objective:
+        """A model with its best weights, trained now if need be."""
+        self.train(model)
+        objective = self._objective(model)
+        objective.load_state_dict(load_checkpoint(self.directory / "models" / model / "best.pt"))
+        return objective.eval()
+
+    # --- evaluate
+
+    def evaluate(self) -> dict[str, Any]:
+        """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
+        place = self.directory / "evaluation.json"
+        for model in self.recipe.models:
+            self.train(model)
+        fingerprint = _sha256([self._model_fingerprint(model) for model in self.recipe.models])
+        done = read_json(place)
+        if done is not None and done["fingerprint"] == fingerprint:
+            self.say(f"evaluate: {place} is up to date")
+            return done
+        self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
+        columns = self._columns("test")
+        networks: dict[str, Any] = {}
+        for model in self.recipe.models:
+            objective = self._trained(model)
+            predictions = predict(objective, self._loader("test"))
+            for role, report in _reports(predictions, columns).items():
+                name = network_name(model, role)
+                multiplications = objective.networks()[role].tower.multiplications
+                networks[name] = {**report.as_dict(), "multiplications": multiplications}
+                self._save_predictions(name, predictions[role], columns)
+        if ORACLE in columns:
+            report = _reports({"oracle": columns[ORACLE]}, columns)["oracle"]
+            networks["oracle"] = {**report.as_dict(), "multiplications": None}
+        result = {"fingerprint": fingerprint, "part": "test", "networks": networks}
+        write_json(place, result)
+        return result
+
+    def _save_predictions(self, name: str, probability: npt.NDArray[np.float64], columns: Mapping[str, Any]) -> None:
+        place = self.directory / "predictions" / "test" / f"{name}.parquet"
+        table = pa.table({"label": columns[LABEL], "group": columns[GROUP], "probability": probability})
+        with atomic_file(place) as file:
+            pq.write_table(table, file)
+
+    def gap_closed(self) -> float | None:
+        """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose two towers are trained alone.
+
+        None if there is no such triple, or the booster alone is no better than the light tower alone.
+        """
+        networks = self.evaluate()["networks"]
+        alone = {c.tower: name for name, c in self.recipe.models.items() if isinstance(c, PointwiseConfig)}
+        for name, config in self.recipe.models.items():
+            if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
+                light, booster = networks[alone[config.light]]["gauc"], networks[alone[config.booster]]["gauc"]
+                rocket = networks[network_name(name, "light")]["gauc"]
+                if None not in (light, booster, rocket) and booster > light:
+                    return float((rocket - light) / (booster - light))
+                return None
+        return None
+
+    # --- export
+
+    def export(self) -> Bundle:
+        """The bundle that goes online."""
+        return self._export(self.recipe.export_model, None, self.directory / "bundle")
+
+    def export_booster(self) -> Bundle | None:
+        """The costliest network as a bundle for the clock, not for serving; None if nothing is costlier than light."""
+        costs = {
+            name: network["multiplications"]
+            for name, network in self.evaluate()["networks"].items()
+            if network["multiplications"] is not None
+        }
+        costliest = max(costs, key=lambda name: costs[name])
+        if costs[costliest] <= self.export().manifest.multiplications:
+            return None
+        model, role = next(
+            (m, r) for m in self.recipe.models for r in self._objective(m).networks() if network_name(m, r) == costliest
+        )
+        return self._export(model, role, self.directory / "bench" / "booster")
+
+    def _export(self, model: str, role: str | None, place: Path) -> Bundle:
+        evaluation = self.evaluate()
+        fingerprint = _sha256([self._model_fingerprint(model), role, self.recipe.export.parity_rows])
+        if (place / MANIFEST).exists():
+            bundle = Bundle.load(place)
+            if bundle.manifest.recipe.get("fingerprint") == fingerprint:
+                self.say(f"export: {place} is up to date")
+                return bundle
+        objective = self._trained(model)
+        role = objective.inference_role() if role is None else role
+        name = network_name(model, role)
+        self.say(f"export: {name} -> {place}")
+        metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
+        bundle = export_bundle(
+            objective.networks()[role],
+            self.log.encoding,
+            place,
+            name=name,
+            held_out=list(self._held_out()),
+            requests=list(islice(read_requests(self.log.requests), 64)),
+            metrics=metrics,
+            recipe={"fingerprint": fingerprint, **as_dict(self.recipe)},
+        )
+        self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
+        return bundle
+
+    def _held_out(self) -> Iterator[Batch]:
+        rows = 0
+        for batch in self._loader("test", batch_size=1024).epoch():
+            if rows >= self.recipe.export.parity_rows:
+                return
+            rows += len(batch)
+            yield batch
+
+
+def network_name(model: str, role: str) -> str:
+    """What a network is called in tables and files: `rocket_light` for the role light of the model rocket."""
+    return f"{model}_{role}" if role else model
+
+
+def _reports(predictions: Mapping[str, npt.NDArray[np.float64]], columns: Mapping[str, Any]) -> dict[str, Report]:
+    return evaluate(predictions, columns[LABEL], columns[GROUP], columns.get(WEIGHT))
+
+
+def _tensorboard(place: Path) -> Callable[[str, float, int], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("train.tensorboard needs the package tensorboard; install ctrkit[tensorboard]") from error
+    writer = SummaryWriter(str(place / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def write(tag: str, value: float, step: int) -> None:
+        writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        writer.flush()  # type: ignore[no-untyped-call]
+
+    return write
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""The figures of a run: what they cost to serve, the table for people, `summary.json` for machines."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctrkit.atomic import write_json
+from ctrkit.request import Request, read_requests
+from ctrkit_serving.latency import measure
+from ctrkit_serving.scorer import Scorer
+
+if TYPE_CHECKING:
+    from ctrkit.run import Run
+
+
+def measure_bundles(
+    bundles: Mapping[str, Path], requests: Sequence[Request] | None = None, *, ads: int = 400, repeats: int = 2000
+) -> dict[str, dict[str, Any]]:
+    """p50, p95 and p99 in milliseconds of bundles side by side in one run, one thread, requests of `ads` ads.
+
+    Args:
+        bundles: by name.
+        requests: raw requests, resampled to `ads` ads; the golden requests of the first bundle if None.
+        ads: ads a request.
+        repeats: timed requests of each bundle.
+    """
+    scorers = {name: Scorer.load(path) for name, path in bundles.items()}
+    if requests is None:
+        requests = next(iter(scorers.values())).bundle.golden.requests
+    measured = measure(scorers, requests, ads=ads, repeats=repeats)
+    return {name: latency.as_dict() for name, latency in measured.items()}
+
+
+def summarize(run: "Run") -> dict[str, Any]:
+    """Everything that the run has to show, measured now where it is a latency; written to `summary.json`."""
+    evaluation = run.evaluate()
+    bundle, booster = run.export(), run.export_booster()
+    bundles = {"light": bundle.directory, **({"booster": booster.directory} if booster else {})}
+    bench = run.recipe.bench
+    run.say(f"bench: {', '.join(bundles)}, {bench.ads} ads a request, one thread")
+    requests = list(islice(read_requests(run.log.requests), 200))
+    summary = {
+        "name": run.recipe.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
+        "models": evaluation["networks"],
+        "gap_closed": run.gap_closed(),
+        "latency_ms": measure_bundles(bundles, requests, ads=bench.ads, repeats=bench.repeats),
+        "parity_max_abs_diff": bundle.manifest.parity_max_abs_diff,
+        "bundle": str(bundle.directory),
+    }
+    write_json(run.directory / "summary.json", summary)
+    return summary
+
+
+def machine() -> dict[str, Any]:
+    """The hardware that the figures were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as a table for people.
+
+    Latency stands beside every network of the size that was measured: it depends on the layers, not on the weights.
+    """
+    latency = summary["latency_ms"]
+    costs = [m["multiplications"] for m in summary["models"].values() if m["multiplications"] is not None]
+    by_cost = {min(costs): latency.get("light"), max(costs): latency.get("booster", latency.get("light"))}
+    header = ["network", "GAUC", "AUC", "log loss", "NE", "PCOC", "mult.", "p50 ms", "p99 ms"]
+    rows = [header]
+    for name, metrics in summary["models"].items():
+        timed = by_cost.get(metrics["multiplications"]) or {}
+        rows.append(
+            [
+                name,
+                *(_number(metrics[key], 4) for key in ("gauc", "auc", "log_loss", "normalized_entropy", "pcoc")),
+                f"{metrics['multiplications']:,}" if metrics["multiplications"] is not None else "-",
+                _number(timed.get("p50"), 2),
+                _number(timed.get("p99"), 2),
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    gap = summary["gap_closed"]
+    if gap is not None:
+        lines.append(f"\nThe rocket's light tower closes {gap:.0%} of the gap in GAUC between light and booster alone.")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
