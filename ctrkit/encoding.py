@@ -5,7 +5,8 @@ less often than `min_count`), then one row an id (or a hash bucket). So an unsee
 another id's row. What happened is counted in `Counts`.
 
     raw value                           outcome                                   counted as
-    null, NaN, empty list               row MISSING; dense: the mean (0.0)        missing
+    null, NaN                           row MISSING; dense: the mean (0.0)        missing
+    null or empty for a list            no row, which pools to zeros              missing
     id not in the vocabulary            row UNSEEN                                unseen
     dense value outside training range  clipped to the range                      out_of_range
     list longer than max_len            the first max_len elements                truncated

@@ -105,6 +105,8 @@ def test_measures_real_scorers(scorers: dict[str, Scorer]) -> None:
     for latency in found.values():
         assert latency.total.p50 is not None
         assert latency.graph.p50 is not None
+        assert latency.control.p50 is not None
+        assert latency.control.p50.value > 0
         assert latency.total.p50.value > latency.graph.p50.value > 0
     assert scorers["a"].counts["item"].values == 32 * 50
 
