@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from ctrkit_serving.latency import PERCENTILES, Latency, Quantiles, measure
-from ctrkit_serving.scorer import Scorer
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import report
@@ -21,6 +19,8 @@ from ctrkit.bundle import Golden, write_bundle
 from ctrkit.encoding import Encoding, Vocabulary
 from ctrkit.request import Request
 from ctrkit.schema import CategoricalFeature, Schema
+from ctrkit_serving.latency import PERCENTILES, Latency, Quantiles, measure
+from ctrkit_serving.scorer import Scorer
 
 TOWERS = {"light 200-80": (200, 80), "booster 720-360-240-180-90": (720, 360, 240, 180, 90)}
 USER_FEATURES, ITEM_FEATURES, DIM, IDS = 26, 10, 16, 10_000

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ctrkit_serving.scorer import Scorer
 
 from ctrkit import bundle as bundle_module
 from ctrkit.bundle import Bundle, Golden, plain_graph, write_bundle
@@ -16,6 +15,7 @@ from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.request import Request
 from ctrkit.schema import Schema
+from ctrkit_serving.scorer import Scorer
 from tests.serving.tiny import REQUEST, SCHEMA, Weights, make_bundle, make_encoding, save_graph
 
 FACTS: dict[str, Any] = {"name": "tiny", "versions": {}, "multiplications": 1, "parity_max_abs_diff": 0.0}

@@ -3,12 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ctrkit_serving.latency import Latency, Percentile, measure, quantiles, resample
-from ctrkit_serving.scorer import Scorer
 
 from benchmarks.latency import TOWERS, multiplications
 from ctrkit.errors import UserError
 from ctrkit.request import Request
+from ctrkit_serving.latency import Latency, Percentile, measure, quantiles, resample
+from ctrkit_serving.scorer import Scorer
 from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, Weights, columns_of, make_bundle
 
 

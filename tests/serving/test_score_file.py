@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ctrkit_serving.score_file import score_file
 
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
+from ctrkit_serving.score_file import score_file
 from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, Weights, expected_scores, make_bundle
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ctrkit_serving import denormals
-from ctrkit_serving.scorer import Scorer
 
 from ctrkit.bundle import Golden
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.request import Request
+from ctrkit_serving import denormals
+from ctrkit_serving.scorer import Scorer
 from tests.serving.tiny import (
     AGES,
     CONTEXT,
