@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.data.source import Chunk, ClickLog
-from ctrkit.data.split import require_columns
+from ctrkit.data.source import Chunk, ClickLog, require_columns
 from ctrkit.encoding import Float32Array
 from ctrkit.errors import UserError
 from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, typed_array

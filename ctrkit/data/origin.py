@@ -11,8 +11,9 @@ from ctrkit.atomic import atomic_directory
 from ctrkit.config import DataConfig, SplitByFiles, SyntheticLog
 from ctrkit.data import synthetic
 from ctrkit.data.adapters import registry
+from ctrkit.data.locate import exists
 from ctrkit.data.prepared import FORMAT
-from ctrkit.data.source import exists, open_log
+from ctrkit.data.source import open_log
 from ctrkit.data.split import find_parts
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema

@@ -1,28 +1,22 @@
 """A raw click log, Parquet or CSV, on any filesystem: its files, its schema, and its rows as a stream of chunks."""
 
-import fnmatch
-import glob
+import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any, Literal
-from urllib.parse import unquote
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.dataset as ds
-import pyarrow.fs as pafs
 
+from ctrkit.data.locate import Format, find_files, format_of, partition_of
 from ctrkit.errors import UserError
 
-Format = Literal["auto", "parquet", "csv"]
-
 CHUNK_ROWS = 1 << 18
-SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_SAMPLE_PLACES = 10
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,23 @@ class ClickLog:
                 yield Chunk(batch, file.path, first_row)
                 first_row += batch.num_rows
 
+    def sample(self, rows: int) -> pa.Table:
+        """About `rows` rows from places spread evenly over the log: the beginnings of row groups, or of CSV files."""
+        pieces = [piece for file in self.files for piece in _pieces(file)]
+        row_group_rows = (self.rows or 0) / len(pieces) or rows
+        count = min(len(pieces), max(_SAMPLE_PLACES, int(rows / row_group_rows) + 1))
+        chosen = [pieces[i * len(pieces) // count] for i in range(count)]
+        held = sum(piece.rows or rows for piece in chosen)
+        batches: list[pa.RecordBatch] = []
+        for piece in chosen:
+            wanted = rows * (piece.rows or rows) // held + 1
+            for batch in self._batches(piece, self.schema.names):
+                batches.append(batch.slice(0, wanted))
+                wanted -= batches[-1].num_rows
+                if wanted == 0:
+                    break
+        return pa.Table.from_batches(batches, pa.schema([(f.name, f.type) for f in self.schema]))
+
     def _batches(self, file: LogFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         inside = [name for name in columns if name not in file.partition]
         row = 0
@@ -98,6 +109,15 @@ class ClickLog:
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(_unreadable(file.path, file.rows is None, error, row)) from error
+
+
+def _pieces(file: LogFile) -> list[LogFile]:
+    """The row groups of a Parquet file, as files; a CSV file is one piece."""
+    if file.rows is None:
+        return [file]
+    return [
+        replace(file, fragment=piece, rows=piece.row_groups[0].num_rows) for piece in file.fragment.split_by_row_group()
+    ]
 
 
 def _repeated(value: Any, kind: pa.DataType, rows: int) -> pa.Array:
@@ -129,98 +149,17 @@ def open_log(paths: str | Sequence[str], format: Format = "auto") -> ClickLog:
     Raises:
         UserError: nothing lies there, a file is empty or damaged, or the files disagree about a column's type.
     """
-    found = [item for path in ([paths] if isinstance(paths, str) else paths) for item in _find(path, format)]
+    found = [item for path in ([paths] if isinstance(paths, str) else paths) for item in find_files(path, format)]
     keys = _partition_keys([info.path for _, info in found])
     files = [_open_file(filesystem, info, format, keys) for filesystem, info in found]
     return ClickLog(tuple(files), _common_schema(files, keys))
-
-
-def exists(path: str, format: Format = "auto") -> bool:
-    """Whether a log lies at `path`: at least one file of a known format."""
-    filesystem, inner = filesystem_of(path)
-    return bool(_list(filesystem, inner, format))
-
-
-def filesystem_of(path: str) -> tuple[Any, str]:
-    """The filesystem of a path or URI (pyarrow's, or else fsspec's), and the path inside it.
-
-    Raises:
-        UserError: no filesystem is known for the URI, or its package is not installed.
-    """
-    if "://" not in path:
-        return pafs.LocalFileSystem(), path
-    try:
-        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
-    except (pa.ArrowException, OSError):
-        pass
-    import fsspec
-
-    try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"{path}: no filesystem opens it ({error}); install the fsspec package for it") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
-
-
-def _find(path: str, format: Format) -> list[tuple[Any, Any]]:
-    filesystem, inner = filesystem_of(path)
-    found = _list(filesystem, inner, format)
-    if found:
-        return [(filesystem, info) for info in found]
-    info = filesystem.get_file_info(inner)
-    if glob.has_magic(inner):
-        raise UserError(f"{path}: no Parquet or CSV file matches; quote the pattern if the shell expands it")
-    if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{path}: no such file or folder; check data.path, which is relative to where you are")
-    if info.type == pafs.FileType.Directory:
-        raise UserError(f"{path}: the folder has no file that ends in {', '.join(SUFFIXES)}; set data.format if it has")
-    raise UserError(f"{path}: neither Parquet nor CSV by its name; set data.format = 'parquet' or 'csv'")
-
-
-def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
-    """File infos below a file, folder or glob, by path; hidden files and those of no known format left out."""
-    root, pattern = _split_glob(path)
-    try:
-        infos = filesystem.get_file_info([root])
-        if infos[0].type == pafs.FileType.Directory:
-            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be listed ({error})") from error
-    files = [info for info in infos if info.type == pafs.FileType.File]
-    if pattern is not None:
-        files = [info for info in files if _matches(info.path, pattern)]
-    elif len(files) == 1 and files[0].path == root:
-        return files if format != "auto" or format_of(root) else []
-    below = len(PurePosixPath(root).parts)
-    visible = [i for i in files if not any(p[0] in "._" for p in PurePosixPath(i.path).parts[below:])]
-    return sorted((i for i in visible if format != "auto" or format_of(i.path)), key=lambda info: str(info.path))
-
-
-def _split_glob(path: str) -> tuple[str, str | None]:
-    """The folder that a glob starts from, and the glob; the path itself and None if it is no glob."""
-    if not glob.has_magic(path):
-        return path.rstrip("/") or "/", None
-    parts = PurePosixPath(path).parts
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return str(PurePosixPath(*parts[:first])), path
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """Whether the path, or a folder that it lies in, matches the glob."""
-    wanted, parts = PurePosixPath(pattern).parts, PurePosixPath(path).parts
-    return len(parts) >= len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-
-
-def format_of(path: str) -> str | None:
-    """`parquet` or `csv` by the file's name; None if it says neither."""
-    return next((format for suffix, format in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 
 def _partition_keys(paths: Sequence[str]) -> dict[str, pa.DataType]:
     """Columns that stand in the folders' names, with int64 if all their values are whole numbers, else string."""
     values: dict[str, list[Any]] = {}
     for path in paths:
-        for key, value in _partition_of(path).items():
+        for key, value in partition_of(path).items():
             values.setdefault(key, []).append(value)
     incomplete = [key for key, seen in values.items() if len(seen) < len(paths)]
     if incomplete:
@@ -230,11 +169,6 @@ def _partition_keys(paths: Sequence[str]) -> dict[str, pa.DataType]:
 
 def _is_integer(value: str | None) -> bool:
     return value is None or (value.lstrip("-").isdecimal() and str(int(value)) == value)
-
-
-def _partition_of(path: str) -> dict[str, str | None]:
-    pairs = [part.split("=", 1) for part in PurePosixPath(path).parts[:-1] if "=" in part]
-    return {key: None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
 
 
 def _open_file(filesystem: Any, info: Any, format: Format, keys: dict[str, pa.DataType]) -> LogFile:
@@ -254,7 +188,7 @@ def _open_file(filesystem: Any, info: Any, format: Format, keys: dict[str, pa.Da
         raise UserError(f"{path}: column '{repeated[0]}' stands in it twice; rename one of them")
     partition = {
         key: value if value is None or keys[key] != pa.int64() else int(value)
-        for key, value in _partition_of(path).items()
+        for key, value in partition_of(path).items()
     }
     return LogFile(path, info.size, info.mtime_ns or 0, fragment, partition, rows)
 
@@ -308,6 +242,10 @@ def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:
     return f"{path}: cannot be read as Parquet{after}, truncated or damaged ({first_line}); write the file again"
 
 
-def unchanged_since(files: Sequence[LogFile]) -> list[tuple[str, int, int]]:
-    """(path, size, time of change) of each file: what a fingerprint of the input is made of."""
-    return [(file.path, file.size, file.modified) for file in files]
+def require_columns(schema: pa.Schema, wanted: Mapping[str, str], where: str = "the log") -> None:
+    """Refuse a log that lacks a column; `wanted` says for each which key of the recipe names it."""
+    for column, key in wanted.items():
+        if column not in schema.names:
+            near = difflib.get_close_matches(column, schema.names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"its columns are {', '.join(schema.names)}"
+            raise UserError(f"{where} has no column '{column}', which {key} names; {hint}")

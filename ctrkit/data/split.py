@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
+from ctrkit.data.locate import SUFFIXES, Format, exists
 from ctrkit.data.sampling import Reservoir, quantiles
-from ctrkit.data.source import SUFFIXES, Chunk, ClickLog, Format, LogFile, exists, open_log
+from ctrkit.data.source import Chunk, ClickLog, LogFile, open_log, require_columns
 from ctrkit.errors import UserError
 from ctrkit.raw_values import mix
 
@@ -292,15 +293,6 @@ def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
     if missing_N.any():
         raise UserError(f"{chunk.place(int(np.argmax(missing_N)))}: time column '{column}' is empty; drop such rows")
     return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)
-
-
-def require_columns(schema: pa.Schema, wanted: Mapping[str, str], where: str = "the log") -> None:
-    """Refuse a log that lacks a column; `wanted` says for each which key of the recipe names it."""
-    for column, key in wanted.items():
-        if column not in schema.names:
-            near = difflib.get_close_matches(column, schema.names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its columns are {', '.join(schema.names)}"
-            raise UserError(f"{where} has no column '{column}', which {key} names; {hint}")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

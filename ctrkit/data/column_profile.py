@@ -1,0 +1,176 @@
+"""What a sample of a log shows: of each column its values and what it alone says of the label; of the log its flaws."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ctrkit.data.columns import decoded, is_list, to_numpy
+from ctrkit.raw_values import Float64Array, Int64Array
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A column of the sample."""
+
+    name: str
+    type: pa.DataType
+    """Of the elements, for a list."""
+    is_list: bool
+    rows: int
+    missing: int
+    distinct: int
+    """Different values or elements, null apart."""
+    whole: bool
+    """All of them are whole numbers, whatever their type."""
+    skewed: bool
+    """No value is negative and the mean lies far above the median."""
+    label_auc: float
+    """How well the column alone ranks the label: AUC on rows that its values' click rates were not taken from."""
+    longest: int
+    """Length below which 95 % of the lists are."""
+    values: pa.Array
+    """The different values."""
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether there is one value or none, in all rows."""
+        return self.distinct == 0 or (self.distinct == 1 and self.missing == 0 and not self.is_list)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its type is a number's (booleans are not)."""
+        return bool(pa.types.is_integer(self.type) or pa.types.is_floating(self.type) or pa.types.is_decimal(self.type))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its type is a string's."""
+        return bool(pa.types.is_string(self.type) or pa.types.is_large_string(self.type))
+
+
+def profile(name: str, column: pa.ChunkedArray, label_N: npt.NDArray[np.bool_]) -> Profile:
+    """Look at one column of a sample of N rows."""
+    array = decoded(column.combine_chunks())
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    lists = is_list(array.type)
+    elements = decoded(pc.list_flatten(array)) if lists else array
+    missing = int(array.is_null(nan_is_null=True).true_count)
+    try:
+        values = elements.unique().drop_null()
+    except pa.ArrowNotImplementedError:  # structs and the like
+        values = pa.nulls(0)
+    numbers_D = _numbers(values)
+    longest = int(np.quantile(to_numpy(pc.list_value_length(array).fill_null(0)), 0.95)) if lists and len(array) else 0
+    return Profile(
+        name=name,
+        type=elements.type,
+        is_list=lists,
+        rows=len(array),
+        missing=missing,
+        distinct=len(values),
+        whole=numbers_D is not None and bool((numbers_D == np.floor(numbers_D)).all()),
+        skewed=not lists and _is_skewed(_numbers(array.drop_null())),
+        label_auc=0.5 if lists or len(values) == 0 else _label_auc(array, label_N),
+        longest=longest,
+        values=values,
+    )
+
+
+def _numbers(array: pa.Array) -> Float64Array | None:
+    """Finite numbers of an array; None if it holds something else."""
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        return None
+    values_N = to_numpy(array.cast(pa.float64(), safe=False)).astype(np.float64)
+    return values_N[np.isfinite(values_N)]
+
+
+def _is_skewed(numbers_N: Float64Array | None) -> bool:
+    if numbers_N is None or len(numbers_N) == 0 or numbers_N.min() < 0:
+        return False
+    return bool(numbers_N.mean() > 2 * np.median(numbers_N))
+
+
+def _label_auc(array: pa.Array, label_N: npt.NDArray[np.bool_]) -> float:
+    """The better of two: by the click rate of each value, taken from every other row; by the number itself."""
+    codes_N = codes_of(array)
+    learn_N = np.arange(len(codes_N)) % 2 == 0
+    clicks = np.bincount(codes_N[learn_N], label_N[learn_N], minlength=codes_N.max() + 1)
+    shown = np.bincount(codes_N[learn_N], minlength=codes_N.max() + 1)
+    rate = (clicks + label_N.mean()) / (shown + 1)
+    best = auc(rate[codes_N[~learn_N]], label_N[~learn_N])
+    if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
+        numbers_N = np.nan_to_num(to_numpy(array.cast(pa.float64(), safe=False)).astype(np.float64))
+        by_number = auc(numbers_N, label_N)
+        best = max(best, by_number, 1 - by_number)
+    return best
+
+
+def codes_of(array: pa.Array) -> Int64Array:
+    """A number for each value, equal where the values are (null is a value)."""
+    codes_N: Int64Array = to_numpy(array.dictionary_encode(null_encoding="encode").indices).astype(np.int64)
+    return codes_N
+
+
+def auc(score_N: Float64Array, label_N: npt.NDArray[np.bool_]) -> float:
+    """Share of pairs (click, no click) in the right order, ties half; 0.5 if there is no pair."""
+    clicks, others = int(label_N.sum()), int((~label_N).sum())
+    if clicks == 0 or others == 0:
+        return 0.5
+    _, place_N, times = np.unique(score_N, return_inverse=True, return_counts=True)
+    rank = np.cumsum(times) - (times - 1) / 2
+    return float((rank[place_N[label_N]].sum() - clicks * (clicks + 1) / 2) / (clicks * others))
+
+
+def depends_on(child_N: Int64Array, parent_N: Int64Array) -> bool:
+    """Whether a column has nearly one value for each value of another, as an age has for each user."""
+    parents = len(np.unique(parent_N))
+    if parents * 1.5 > len(parent_N):
+        return False  # nearly every row has a parent of its own: anything would depend on it
+    pairs = len(np.unique(parent_N * (child_N.max() + 1) + child_N))
+    return pairs <= 1.02 * parents
+
+
+def duplicate_share(codes: Mapping[str, Int64Array]) -> float:
+    """Share of the rows that equal an earlier one in all columns."""
+    rows_N = np.zeros(len(next(iter(codes.values()))), np.int64)
+    for codes_N in codes.values():  # after each column, one number for each combination so far
+        _, rows_N = np.unique(rows_N * (codes_N.max(initial=0) + 1) + codes_N, return_inverse=True)
+    return 1 - len(np.unique(rows_N)) / max(len(rows_N), 1)
+
+
+def log_warnings(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """What looks wrong with the log as a whole."""
+    rate = float(label_N.mean())
+    if rate in (0.0, 1.0):
+        yield f"the sample has {'no click' if rate == 0 else 'nothing but clicks'}"
+    elif rate < 0.001:
+        yield f"the click rate is {rate:.3%}: down-sample the rows without a click, or use many of them"
+    elif rate > 0.5:
+        yield f"the click rate is {rate:.0%}: is the label what it should be?"
+    column = decoded(sample.column(group).combine_chunks())
+    if column.null_count:
+        yield f"{column.null_count:,} rows of the sample have no '{group}'; drop them or give them one"
+    codes_N = codes_of(column)
+    shown, clicks = np.bincount(codes_N), np.bincount(codes_N, label_N)
+    one_class = (clicks == 0) | (clicks == shown)
+    yield from _one_class(group, one_class, shown)
+    codes = {
+        name: codes_of(decoded(sample.column(name).combine_chunks()))
+        for name in sample.column_names
+        if not is_list(sample.schema.field(name).type) and not pa.types.is_nested(sample.schema.field(name).type)
+    }
+    duplicates = duplicate_share(codes)
+    if duplicates > 0.01:
+        yield f"{duplicates:.0%} of the rows equal another row in every column that is no list; are they logged twice?"
+
+
+def _one_class(group: str, one_class: npt.NDArray[np.bool_], shown: Int64Array) -> Iterator[str]:
+    if one_class.mean() > 0.5:
+        rows = shown[one_class].sum() / shown.sum()
+        yield (
+            f"{one_class.mean():.0%} of the values of '{group}' (with {rows:.0%} of the rows) have clicks only or none "
+            "in the sample; GAUC leaves such users out"
+        )

@@ -1,0 +1,273 @@
+"""A first look at a click log: a recipe to start from, and warnings of what looks wrong.
+
+What is guessed is guessed from the columns' names and types and a sample of rows; every guess stands in the recipe as
+a line to correct.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ctrkit.config import SplitByFiles
+from ctrkit.data import naming
+from ctrkit.data.column_profile import Profile, codes_of, depends_on, log_warnings, profile
+from ctrkit.data.columns import decoded, to_numpy
+from ctrkit.data.recipe_text import FeatureLine, recipe_text
+from ctrkit.data.source import ClickLog, open_log, require_columns
+from ctrkit.data.split import PARTS, find_parts
+from ctrkit.errors import UserError
+from ctrkit.raw_values import Int64Array
+from ctrkit.schema import Side
+
+_LEAK_AUC = 0.95
+_NEAR_UNIQUE = 0.8
+_MANY_VALUES = 50
+_RARE_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_log` found."""
+
+    recipe: str
+    """TOML."""
+    warnings: tuple[str, ...]
+
+
+def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> Inspection:
+    """Look at the log at `path` and write a recipe to start from.
+
+    Args:
+        path: file, folder, glob or URI.
+        label: column with 0 and 1.
+        group: column with the user.
+        rows: how many to look at, from several places of the log.
+
+    Raises:
+        UserError: no log lies there, it lacks a column, or the label is none.
+    """
+    parts = find_parts(path, "auto", SplitByFiles())
+    has_parts = all(len(found) == 1 for found in parts.values())
+    log = open_log([parts[part][0] for part in PARTS] if has_parts else path)
+    require_columns(log.schema, {label: "the label", group: "the group key"}, path)
+    sample = log.sample(rows)
+    label_N = _labels(path, label, sample)
+    look = _Look(log, sample, label, group, label_N)
+    look.assign()
+    split = {"by": "files"} if has_parts else look.split()
+    features = look.features()
+    if not features:
+        raise UserError(f"{path}: no column is left to be a feature: {'; '.join(look.left_out.values())}")
+    warnings = (*look.warnings, *log_warnings(sample, group, label_N))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(path.rstrip("/")).name.split(".")[0]).strip("_.-")
+    recipe = recipe_text(
+        name=name or "log",
+        path=path,
+        split=split,
+        columns={"label": label, "group": group} | ({"time": look.time} if look.time is not None else {}),
+        features=features,
+        left_out=look.left_out,
+        warnings=warnings,
+        seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
+    )
+    return Inspection(recipe, warnings)
+
+
+def _labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.bool_]:
+    if sample.num_rows == 0:
+        raise UserError(f"{path}: the log has no rows")
+    column = decoded(sample.column(label).combine_chunks())
+    try:
+        values_N = to_numpy(column.cast(pa.float64()))
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: label '{label}' is {column.type}; name a column of 0 (no click) and 1") from error
+    wrong = np.unique(values_N[(values_N != 0) & (values_N != 1)])
+    if len(wrong):
+        found = ", ".join(f"{value:g}" for value in wrong[:5])
+        raise UserError(f"{path}: label '{label}' has the values {found}; name a column of 0 (no click) and 1 (click)")
+    return np.asarray(values_N == 1)
+
+
+@dataclass
+class _Look:
+    """The sample, and what is decided about its columns."""
+
+    log: ClickLog
+    sample: pa.Table
+    label: str
+    group: str
+    label_N: npt.NDArray[np.bool_]
+    time: str | None = None
+    day: str | None = None
+    kept: dict[str, Profile] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why, by column; shown in the recipe."""
+    warnings: list[str] = field(default_factory=list)
+
+    def assign(self) -> None:
+        """Decide what each column is: time, day, feature, or left out."""
+        names = [name for name in self.sample.column_names if name != self.label]
+        profiles = {name: profile(name, self.sample.column(name), self.label_N) for name in names}
+        times = [name for name, found in profiles.items() if _is_time(found)]
+        self.time = min(times, key=lambda name: len(naming.words(name)), default=None)  # `timestamp`, not `update_time`
+        for name, found in profiles.items():
+            if name != self.time:
+                if self.day is None and naming.is_day(name) and _is_plain(found) and found.distinct >= len(PARTS):
+                    self.day = name
+                elif (reason := self._reason_against(found)) is None:
+                    self.kept[name] = found
+                else:
+                    self.left_out[name] = reason
+
+    def _reason_against(self, column: Profile) -> str | None:
+        """Why a column is no feature; what is wrong rather than useless is warned of, too."""
+        name = column.name
+        unique = column.distinct > _NEAR_UNIQUE * column.rows and not column.is_list
+        reasons = {
+            f"type {column.type}, which no feature takes": not _is_plain(column),
+            "constant: it tells the model nothing": column.is_constant,
+            f"a time; that of the log is '{self.time}'": naming.is_time(name) and column.is_number,
+            "a time as text; written as a timestamp it could order the log": naming.is_time(name) and column.is_text,
+            "the day, which never comes back": naming.is_day(name),
+            "numbers requests or sessions, which never come back": _numbers_requests(column),
+        }
+        if name == self.group:
+            return None
+        for reason, holds in reasons.items():
+            if holds:
+                return reason
+        if column.label_auc > _LEAK_AUC:
+            self.warnings.append(
+                f"'{name}' gives the label away (alone it ranks it with AUC {column.label_auc:.3f}); left out"
+            )
+            return f"gives the label away: AUC {column.label_auc:.3f} alone"
+        if naming.is_position(name):
+            self.warnings.append(
+                f"'{name}' is known only after ranking, so the model that serves cannot have it; left out"
+            )
+            return "known only after ranking"
+        if naming.is_score(name):
+            self.warnings.append(f"'{name}' looks like the score of a model or the true probability; left out")
+            return "looks like a score; if it is the true probability, name it columns.oracle"
+        if unique and not (pa.types.is_floating(column.type) and not column.whole):
+            self.warnings.append(f"'{name}' has a value of its own in nearly every row; left out")
+            return "a value of its own in nearly every row"
+        return None
+
+    def split(self) -> dict[str, Any]:
+        """By day where there are enough of them, else by time, else at random."""
+        if self.day is not None:
+            return {"by": "column", "column": self.day, "valid": 1, "test": 1}
+        if self.time is not None:
+            return {"by": "time", "valid": 0.1, "test": 0.1}
+        self.warnings.append(
+            "no column tells the time: the split is at random, which flatters models that know the user"
+        )
+        return {"by": "random", "valid": 0.1, "test": 0.1}
+
+    def features(self) -> list[FeatureLine]:
+        """A line for each column that is kept, users' first."""
+        kinds = {name: self._kind(column) for name, column in self.kept.items()}
+        sides = self._sides()
+        lines = []
+        for name, column in self.kept.items():
+            side, guessed = sides[name]
+            comments = [f"{column.distinct:,} values" + (" of elements" if column.is_list else "")]
+            if column.missing > 0.5 * column.rows:
+                comments.append(f"{column.missing / column.rows:.0%} missing")
+            if guessed:
+                comments.append("the side is a guess")
+            spec = dict(kinds[name])
+            if column.is_list and (table := self._shared_table(column, kinds)) is not None:
+                spec["table"] = table
+            elif spec.get("kind") != "dense" and column.distinct > _RARE_SHARE * column.rows:
+                spec["min_count"] = 2
+                comments.append("many: ids seen once share a row; consider buckets")
+            lines.append(FeatureLine(name, side, spec, "; ".join(comments)))
+        return sorted(lines, key=lambda line: ("user", "item", "context").index(line.side))
+
+    def _kind(self, column: Profile) -> dict[str, Any]:
+        """Keys of the recipe that say the kind; none for categorical."""
+        if column.is_list:
+            return {"kind": "sequence", "max_len": max(1, min(column.longest, 50))}
+        dense = {"kind": "dense"} | ({"transform": "log"} if column.skewed else {})
+        is_id = naming.is_id(column.name) or column.name == self.group
+        if pa.types.is_floating(column.type) and column.whole:
+            if naming.is_number(column.name) or (column.distinct > _MANY_VALUES and not is_id):
+                return dense
+            self.warnings.append(
+                f"'{column.name}' holds whole numbers as floats, which garble ids above 2^53; store them as integers"
+            )
+            return {}
+        if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+            return dense
+        amount = column.is_number and naming.is_number(column.name) and not is_id
+        return dense if amount and column.distinct > _MANY_VALUES else {}
+
+    def _sides(self) -> dict[str, tuple[Side, bool]]:
+        """The side of each column, and whether the rows had to tell because its name does not."""
+        codes: dict[str, Int64Array] = {}
+        named = {name: naming.side_of(name) for name in self.kept} | {self.group: "user"}
+        items = [name for name in self.kept if named[name] == "item" and not self.kept[name].is_list]
+        item = max(items, key=lambda name: self.kept[name].distinct, default=None)
+        sides: dict[str, tuple[Side, bool]] = {}
+        for name, column in self.kept.items():
+            side = named[name]
+            if side is not None:
+                sides[name] = (side, False)
+                continue
+            guess: Side = "user" if column.is_list else "context"
+            if not column.is_list:
+                for other, candidate in ((self.group, "user"), (item, "item")):
+                    for key in (name, other):
+                        if key is not None and key not in codes:
+                            codes[key] = codes_of(decoded(self.sample.column(key).combine_chunks()))
+                    if other is not None and depends_on(codes[name], codes[other]):
+                        guess = candidate  # type: ignore[assignment]
+                        break
+            sides[name] = (guess, True)
+        return sides
+
+    def _shared_table(self, column: Profile, kinds: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """The column whose ids the lists hold: most of them by value, or some of them and a name in common."""
+        best, best_share = None, 0.0
+        for name, other in self.kept.items():
+            if other.is_list or kinds[name].get("kind") == "dense" or not _same_ids(column, other):
+                continue
+            shared = int(pc.is_in(column.values, value_set=other.values.cast(column.values.type)).true_count)
+            alike = set(naming.words(column.name)) & set(naming.words(name)) - {"id", "recent"}
+            share = shared / max(min(column.distinct, other.distinct), 1) + bool(alike)
+            if share > best_share and ((alike and shared) or shared > 0.5 * max(column.distinct, other.distinct)):
+                best, best_share = name, share
+        return best
+
+
+def _same_ids(one: Profile, other: Profile) -> bool:
+    return (one.is_text and other.is_text) or (pa.types.is_integer(one.type) and pa.types.is_integer(other.type))
+
+
+def _numbers_requests(column: Profile) -> bool:
+    many = column.distinct > _MANY_VALUES and not pa.types.is_floating(column.type)
+    return naming.is_request(column.name) and (naming.is_id(column.name) or many)
+
+
+def _is_plain(column: Profile) -> bool:
+    kind = column.type
+    return bool(column.is_number or column.is_text or pa.types.is_boolean(kind) or pa.types.is_date32(kind)) and not (
+        pa.types.is_date32(kind) and not naming.is_day(column.name)
+    )
+
+
+def _is_time(column: Profile) -> bool:
+    if column.is_list or column.missing:
+        return False
+    return bool(pa.types.is_timestamp(column.type)) or (
+        naming.is_time(column.name) and column.is_number and column.distinct > _MANY_VALUES
+    )

@@ -1,0 +1,109 @@
+"""Where the files of a log are: paths, folders, globs and URIs, on any filesystem."""
+
+import fnmatch
+import glob
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from ctrkit.errors import UserError
+
+Format = Literal["auto", "parquet", "csv"]
+
+SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def exists(path: str, format: Format = "auto") -> bool:
+    """Whether a log lies at `path`: at least one file of a known format."""
+    filesystem, inner = filesystem_of(path)
+    return bool(_list(filesystem, inner, format))
+
+
+def filesystem_of(path: str) -> tuple[Any, str]:
+    """The filesystem of a path or URI (pyarrow's, or else fsspec's), and the path inside it.
+
+    Raises:
+        UserError: no filesystem is known for the URI, or its package is not installed.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), path
+    try:
+        return pafs.FileSystem.from_uri(path)  # type: ignore[no-any-return]
+    except (pa.ArrowException, OSError):
+        pass
+    import fsspec
+
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"{path}: no filesystem opens it ({error}); install the fsspec package for it") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
+    """(filesystem, file info) of each file of the log at `path`, in the order of their paths.
+
+    Raises:
+        UserError: there is none.
+    """
+    filesystem, inner = filesystem_of(path)
+    found = _list(filesystem, inner, format)
+    if found:
+        return [(filesystem, info) for info in found]
+    info = filesystem.get_file_info(inner)
+    if glob.has_magic(inner):
+        raise UserError(f"{path}: no Parquet or CSV file matches; quote the pattern if the shell expands it")
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"{path}: no such file or folder; check data.path, which is relative to where you are")
+    if info.type == pafs.FileType.Directory:
+        raise UserError(f"{path}: the folder has no file that ends in {', '.join(SUFFIXES)}; set data.format if it has")
+    raise UserError(f"{path}: neither Parquet nor CSV by its name; set data.format = 'parquet' or 'csv'")
+
+
+def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
+    """File infos below a file, folder or glob, by path; hidden files and those of no known format left out."""
+    root, pattern = _split_glob(path)
+    try:
+        infos = filesystem.get_file_info([root])
+        if infos[0].type == pafs.FileType.Directory:
+            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be listed ({error})") from error
+    files = [info for info in infos if info.type == pafs.FileType.File]
+    if pattern is not None:
+        files = [info for info in files if _matches(info.path, pattern)]
+    elif len(files) == 1 and files[0].path == root:
+        return files if format != "auto" or format_of(root) else []
+    below = len(PurePosixPath(root).parts)
+    visible = [i for i in files if not any(p[0] in "._" for p in PurePosixPath(i.path).parts[below:])]
+    return sorted((i for i in visible if format != "auto" or format_of(i.path)), key=lambda info: str(info.path))
+
+
+def _split_glob(path: str) -> tuple[str, str | None]:
+    """The folder that a glob starts from, and the glob; the path itself and None if it is no glob."""
+    if not glob.has_magic(path):
+        return path.rstrip("/") or "/", None
+    parts = PurePosixPath(path).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return str(PurePosixPath(*parts[:first])), path
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether the path, or a folder that it lies in, matches the glob."""
+    wanted, parts = PurePosixPath(pattern).parts, PurePosixPath(path).parts
+    return len(parts) >= len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def format_of(path: str) -> str | None:
+    """`parquet` or `csv` by the file's name; None if it says neither."""
+    return next((format for suffix, format in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+
+
+def partition_of(path: str) -> dict[str, str | None]:
+    """Columns that stand in a path as `key=value` folders."""
+    pairs = [part.split("=", 1) for part in PurePosixPath(path).parts[:-1] if "=" in part]
+    return {key: None if value == _HIVE_NULL else unquote(value) for key, value in pairs}

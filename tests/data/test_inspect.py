@@ -1,0 +1,313 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from ctrkit.config import Recipe, load_recipe
+from ctrkit.data import naming
+from ctrkit.data.column_profile import auc, depends_on
+from ctrkit.data.inspect import Inspection, inspect_log
+from ctrkit.data.prepare import prepare
+from ctrkit.errors import UserError
+from ctrkit.schema import CategoricalFeature, DenseFeature, SequenceFeature
+
+ROWS = 4000
+
+
+def log(seed: int = 0, **columns: Any) -> pa.Table:
+    """A click log whose every column is what its name says."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, 200, ROWS), rng.integers(0, 300, ROWS)
+    label = rng.random(ROWS) < 0.2
+    content: dict[str, Any] = {
+        "click": label.astype(np.int8),
+        "user_id": [f"u{u}" for u in users],
+        "age": users % 7,
+        "recent_items": [rng.integers(0, 300, u % 4).tolist() for u in users],
+        "item_id": items,
+        "brand": [f"b{i % 11}" for i in items],
+        "price": np.exp(rng.normal(size=300) * 1.5)[items],
+        "hour": rng.integers(0, 24, ROWS),
+        "device": np.array(["phone", "desktop"], dtype=object)[rng.integers(0, 2, ROWS)],
+    }
+    return pa.table(content | columns)
+
+
+def look(folder: Path, table: pa.Table, **options: Any) -> tuple[Inspection, Recipe]:
+    """Write the log as one file, look at it, and load the recipe."""
+    folder.mkdir(exist_ok=True)
+    pq.write_table(table, folder / "log.parquet", row_group_size=500)
+    return loaded(folder, inspect_log(str(folder / "log.parquet"), label="click", group="user_id", **options))
+
+
+def loaded(folder: Path, found: Inspection) -> tuple[Inspection, Recipe]:
+    (folder / "recipe.toml").write_text(found.recipe)
+    return found, load_recipe(folder / "recipe.toml")
+
+
+def test_kinds_sides_and_tables(tmp_path: Path) -> None:
+    found, recipe = look(tmp_path, log())
+    schema = recipe.schema_()
+    assert {f.name: f.side for f in schema.features} == {
+        "user_id": "user",
+        "age": "user",
+        "recent_items": "user",
+        "item_id": "item",
+        "brand": "item",
+        "price": "item",
+        "hour": "context",
+        "device": "context",
+    }
+    kinds = {f.name: f for f in schema.features}
+    assert kinds["price"] == DenseFeature(name="price", side="item", kind="dense", transform="log")
+    assert kinds["recent_items"] == SequenceFeature(
+        name="recent_items", side="user", kind="sequence", table="item_id", max_len=3
+    )
+    assert kinds["item_id"] == CategoricalFeature(name="item_id", side="item")
+    assert 'item_id = { side = "item" }  # 300 values\n' in found.recipe
+    assert found.warnings == (
+        "no column tells the time: the split is at random, which flatters models that know the user",
+    )
+    assert recipe.data.split.by == "random"
+
+
+def test_the_recipe_is_what_the_defaults_train(tmp_path: Path) -> None:
+    _, recipe = look(tmp_path, log())
+    assert {name: tower.hidden for name, tower in recipe.towers.items()} == {
+        "light": [200, 80],
+        "booster": [720, 360, 240, 180, 90],
+    }
+    assert [(name, model.objective) for name, model in recipe.models.items()] == [
+        ("light", "pointwise"),
+        ("booster", "pointwise"),
+        ("rocket", "rocket_launching"),
+    ]
+    prepared = prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
+    assert sum(prepared.rows(part) for part in ("train", "valid", "test")) == ROWS
+
+
+LABEL = log()["click"].to_numpy()
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("rating", LABEL * 3 + RNG.integers(1, 3, ROWS), "gives the label away"),
+        ("outcome", np.where(LABEL == 1, "bought", "ignored"), "gives the label away"),
+        ("paid", LABEL + RNG.normal(size=ROWS) * 0.1, "gives the label away"),
+        ("unpaid", RNG.normal(size=ROWS) * 0.1 - LABEL, "gives the label away"),
+        ("dwell", pa.array(np.where(LABEL == 1, 3.0, np.nan), from_pandas=True), "gives the label away"),
+        ("position", RNG.integers(1, 9, ROWS), "known only after ranking"),
+        ("old_score", RNG.random(ROWS), "looks like a score"),
+        ("token", [f"t{i}" for i in range(ROWS)], "a value of its own in nearly every row"),
+        ("serial", RNG.permutation(ROWS), "a value of its own in nearly every row"),
+    ],
+)
+def test_columns_that_are_no_features_are_left_out_with_a_warning(
+    tmp_path: Path, column: str, values: Any, why: str
+) -> None:
+    found, recipe = look(tmp_path, log(**{column: values}))
+    assert column not in recipe.features
+    assert any(f"'{column}'" in warning for warning in found.warnings)
+    assert f"# {column}: {why}" in found.recipe
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "why"),
+    [
+        ("version", ["1"] * ROWS, "constant"),
+        ("nothing", pa.nulls(ROWS, pa.int64()), "constant"),
+        ("session_id", RNG.integers(0, 900, ROWS), "numbers requests"),
+        ("meta", [{"a": 1}] * ROWS, "type struct"),
+        ("seen_at", pa.array(np.arange(ROWS), pa.timestamp("us")), None),
+    ],
+)
+def test_useless_columns_are_left_out(tmp_path: Path, column: str, values: Any, why: str | None) -> None:
+    found, recipe = look(tmp_path, log(**{column: values}))
+    assert column not in recipe.features
+    if why is None:
+        assert recipe.columns.time == column
+    else:
+        assert f"# {column}: {why}" in found.recipe
+
+
+def test_an_honest_column_is_not_taken_for_a_leak(tmp_path: Path) -> None:
+    weak = LABEL + RNG.normal(size=ROWS)  # AUC .76
+    many = [f"x{i}" for i in RNG.integers(0, 2500, ROWS)]  # in sample, such values seem to know the label
+    _, recipe = look(tmp_path, log(weak=weak, many=many))
+    assert {"weak", "many"} <= set(recipe.features)
+
+
+def test_a_side_that_no_name_tells_is_seen_in_the_rows(tmp_path: Path) -> None:
+    table = log()
+    users = np.array([int(u[1:]) for u in table["user_id"].to_pylist()])
+    items = table["item_id"].to_numpy()
+    found, recipe = look(tmp_path, log(C1=users % 13, C2=items % 17, C3=RNG.integers(0, 9, ROWS)))
+    assert [recipe.features[name].side for name in ("C1", "C2", "C3")] == ["user", "item", "context"]
+    assert found.recipe.count("the side is a guess") == 3
+
+
+def test_time_and_days_order_the_split(tmp_path: Path) -> None:
+    times = np.arange(ROWS) + 1_700_000_000
+    _, recipe = look(tmp_path / "a", log(timestamp=times, publish_time=times - 5))
+    assert (recipe.columns.time, recipe.data.split.by) == ("timestamp", "time")
+    assert "publish_time" not in recipe.features
+    days = [f"2025-03-{1 + i * 8 // ROWS:02d}" for i in range(ROWS)]
+    _, recipe = look(tmp_path / "b", log(timestamp=times, day=days))
+    assert recipe.data.split.model_dump() == {"by": "column", "column": "day", "valid": 1, "test": 1}
+    assert "day" not in recipe.features
+    _, recipe = look(tmp_path / "c", log(timestamp=times, day=days[:1] * ROWS))
+    assert recipe.data.split.by == "time"
+
+
+def test_parts_and_day_partitions(tmp_path: Path) -> None:
+    for i, part in enumerate(("train", "valid", "test")):
+        pq.write_table(log().slice(i * 1000, 1000), tmp_path / f"{part}.parquet")
+        (tmp_path / "days" / f"day={i}").mkdir(parents=True)
+        pq.write_table(log().slice(i * 1000, 1000), tmp_path / "days" / f"day={i}" / "x.parquet")
+    _, recipe = loaded(tmp_path, inspect_log(str(tmp_path), label="click", group="user_id"))
+    assert (recipe.data.split.by, recipe.data.path) == ("files", str(tmp_path))
+    _, recipe = loaded(tmp_path, inspect_log(str(tmp_path / "days"), label="click", group="user_id"))
+    assert recipe.data.split.by == "column"
+
+
+def test_ids_stored_as_floats(tmp_path: Path) -> None:
+    items = log()["item_id"].to_numpy().astype(np.float64)
+    found, recipe = look(tmp_path, log(item_id=items, ctr=RNG.random(ROWS)))
+    assert any("'item_id' holds whole numbers as floats" in warning for warning in found.warnings)
+    assert recipe.features["item_id"].kind == "categorical"
+    assert recipe.features["ctr"].kind == "dense"
+
+
+def test_amounts_are_dense_and_codes_are_not(tmp_path: Path) -> None:
+    amounts = RNG.integers(0, 100_000, ROWS // 2).repeat(2)
+    _, recipe = look(tmp_path, log(item_price=amounts, item_code=amounts, num_ads=RNG.integers(0, 5, ROWS)))
+    assert [recipe.features[name].kind for name in ("item_price", "item_code", "num_ads")] == [
+        "dense",
+        "categorical",
+        "categorical",
+    ]
+    assert recipe.features["item_code"].min_count == 2  # type: ignore[union-attr]
+
+
+def test_histories_share_the_table_whose_ids_they_hold(tmp_path: Path) -> None:
+    lists = [RNG.integers(5000, 5040, 3).tolist() for _ in range(ROWS)]
+    brands = [[f"b{i}" for i in RNG.integers(0, 11, 2)] for _ in range(ROWS)]
+    table = log(campaign=RNG.integers(5000, 5040, ROWS), seen=lists, hist_brands=brands, tags=[["x", "y"]] * ROWS)
+    _, recipe = look(tmp_path, table)
+    tables = {name: recipe.features[name].table for name in ("seen", "hist_brands", "tags", "recent_items")}  # type: ignore[union-attr]
+    assert tables == {"seen": "campaign", "hist_brands": "brand", "tags": None, "recent_items": "item_id"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "warning"),
+    [
+        ({"click": [0] * ROWS}, "the sample has no click"),
+        ({"click": [1] + [0] * (ROWS - 1)}, r"the click rate is 0\.025%"),
+        ({"click": [0] + [1] * (ROWS - 1)}, "the click rate is 100%: is the label what it should be"),
+        (
+            {"user_id": [f"u{i // 2}" for i in range(ROWS)]},
+            r"\(with .* of the rows\) have clicks only or none in the sample",
+        ),
+        ({"user_id": [None, "b"] * (ROWS // 2)}, "2,000 rows of the sample have no 'user_id'"),
+    ],
+)
+def test_what_is_wrong_with_the_log_as_a_whole(tmp_path: Path, columns: dict[str, Any], warning: str) -> None:
+    found, _ = look(tmp_path, log(**columns))
+    assert [w for w in found.warnings if re.search(warning, w)]
+
+
+def test_rows_that_are_logged_twice(tmp_path: Path) -> None:
+    found, _ = look(tmp_path, pa.concat_tables([log(), log().slice(0, 1000)]))
+    assert [w for w in found.warnings if w.startswith("20% of the rows equal another row")]
+    found, _ = look(tmp_path, log())
+    assert not [w for w in found.warnings if "equal another row" in w]
+
+
+def test_odd_names_are_quoted(tmp_path: Path) -> None:
+    names = {'a "b" \\ c.d': "user", "x/y": "item", "prix €\n": "context"}
+    columns: dict[str, Any] = {name: RNG.integers(0, 5, ROWS) for name in names}
+    table = log(**columns)
+    _, recipe = look(tmp_path, table)
+    assert set(names) - {"x/y"} | {"x_y"} <= set(recipe.features)
+    assert recipe.features["x_y"].source == "x/y"
+    prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
+
+
+def test_rows_come_from_all_over_the_log(tmp_path: Path) -> None:
+    found, _ = look(tmp_path, log(late=np.arange(ROWS) // 2000), rows=400)
+    assert "guessed from 408 rows of 4,000" in found.recipe
+    assert "late = " in found.recipe  # of the first 2,000 rows alone it would be constant
+
+
+def test_csv(tmp_path: Path) -> None:
+    pacsv.write_csv(log().drop(["recent_items"]), tmp_path / "log.csv")
+    found, recipe = loaded(tmp_path, inspect_log(str(tmp_path / "log.csv"), label="click", group="user_id", rows=1000))
+    assert len(recipe.features) == 7
+    assert "guessed from 1,001 rows:" in found.recipe
+
+
+@pytest.mark.parametrize(
+    ("label", "group", "message"),
+    [
+        ("clicked", "user_id", "no column 'clicked', which the label names; did you mean 'click'"),
+        ("click", "users", "no column 'users', which the group key names"),
+        ("hour", "user_id", "label 'hour' has the values 2, 3, 4, 5, 6; name a column of 0"),
+        ("brand", "user_id", "label 'brand' is string; name a column of 0"),
+    ],
+)
+def test_a_label_that_is_none(tmp_path: Path, label: str, group: str, message: str) -> None:
+    pq.write_table(log(), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=message):
+        inspect_log(str(tmp_path / "log.parquet"), label=label, group=group)
+
+
+def test_a_log_without_rows_or_features(tmp_path: Path) -> None:
+    pq.write_table(log().slice(0, 0), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="the log has no rows"):
+        inspect_log(str(tmp_path / "log.parquet"), label="click", group="user_id")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("recentItems", ["recent", "item"]), ("USER_ID", ["user", "id"]), ("categories", ["category"]), ("ads", ["ads"])],
+)
+def test_words_of_a_name(name: str, words: list[str]) -> None:
+    assert naming.words(name) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("user_city", "user"),
+        ("item_age_hours", "item"),
+        ("viewed_ads", "user"),
+        ("ad_position", "context"),
+        ("deviceType", "context"),
+        ("cate_id", "item"),
+        ("C14", None),
+    ],
+)
+def test_sides_by_name(name: str, side: str | None) -> None:
+    assert naming.side_of(name) == side
+
+
+def test_auc_is_that_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    score, label = rng.integers(0, 10, 200).astype(np.float64), rng.random(200) < 0.3
+    pairs = np.sign(score[label][:, None] - score[~label][None, :])
+    assert auc(score, label) == pytest.approx((pairs.mean() + 1) / 2)
+    assert auc(score, np.zeros(200, np.bool_)) == 0.5
+
+
+def test_dependence_needs_parents_that_come_back() -> None:
+    parent = np.arange(100)
+    assert not depends_on(parent % 3, parent)
+    assert depends_on(parent % 20 % 3, parent % 20)
+    assert not depends_on(parent % 3, parent % 20)
