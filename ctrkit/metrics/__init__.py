@@ -1,6 +1,7 @@
 """How good a CTR model is: numpy in, numbers out, no torch."""
 
 from ctrkit.metrics.auc import auc, rela_impr
+from ctrkit.metrics.bootstrap import Difference, Interval, bootstrap_intervals, holm, paired_bootstrap
 from ctrkit.metrics.gauc import GAUC, Coverage, GAUCPartial, GroupAUCs, gauc, group_aucs
 from ctrkit.metrics.pointwise import (
     ReliabilityCurve,
@@ -18,19 +19,24 @@ __all__ = [
     "GAUC",
     "METRICS",
     "Coverage",
+    "Difference",
     "GAUCPartial",
     "GroupAUCs",
+    "Interval",
     "ReliabilityCurve",
     "Report",
     "auc",
+    "bootstrap_intervals",
     "debias_probability",
     "ece",
     "evaluate_scores",
     "gauc",
     "group_aucs",
+    "holm",
     "log_loss",
     "log_loss_from_logits",
     "normalized_entropy",
+    "paired_bootstrap",
     "pcoc",
     "rela_impr",
     "reliability_curve",

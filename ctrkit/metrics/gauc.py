@@ -89,11 +89,7 @@ class GroupAUCs:
 
     def weights(self, weighting: Weighting) -> NDArray[np.int64] | NDArray[np.float64]:
         """The groups' weights under a weighting."""
-        if weighting not in get_args(Weighting):
-            raise UserError(f"weighting {weighting!r} is not one of {', '.join(get_args(Weighting))}")
-        if weighting == "uniform":
-            return np.ones(len(self.auc), dtype=np.int64)
-        return self.impressions if weighting == "impressions" else self.clicks
+        return weights_of(weighting, self.impressions, self.clicks)
 
     def partial(self, weighting: Weighting = "impressions") -> GAUCPartial:
         """The mergeable sums of a weighting."""
@@ -148,6 +144,17 @@ def group_aucs(
         groups_kept, len(kept) - groups_kept, rows_kept, rows - rows_kept, clicked_kept, clicked - clicked_kept
     )
     return GroupAUCs(pairs.key[kept], auc[kept], pairs.weight[kept], pairs.click_weight[kept], coverage)
+
+
+def weights_of(
+    weighting: Weighting, impressions: NDArray[Any], clicks: NDArray[Any]
+) -> NDArray[np.int64] | NDArray[np.float64]:
+    """The weights of groups with these impressions and clicks. Raises UserError for an unknown weighting."""
+    if weighting not in get_args(Weighting):
+        raise UserError(f"weighting {weighting!r} is not one of {', '.join(get_args(Weighting))}")
+    if weighting == "uniform":
+        return np.ones(len(clicks), dtype=np.int64)
+    return impressions if weighting == "impressions" else clicks
 
 
 def exact_sum(values: NDArray[np.int64] | NDArray[np.float64]) -> Fraction:

@@ -37,6 +37,12 @@ class Grouping:
             return keys.astype(self.codes.dtype)
         return np.asarray(self.names)[codes.astype(np.int64)]
 
+    def numbers(self) -> tuple[NDArray[np.int64], int]:
+        """A number for every row's group [rows], from 0 and without gaps, and how many groups there are."""
+        code = self.renumbered().code(slice(None)).astype(np.int64)
+        present = np.bincount(code) > 0
+        return (np.cumsum(present) - 1)[code], int(present.sum())
+
     def renumbered(self) -> "Grouping":
         """The same groups under codes as few as the groups."""
         return self if self.dense else _renumber(self.codes)

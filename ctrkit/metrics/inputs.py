@@ -47,7 +47,8 @@ def scores(values: ArrayLike, name: str = "y_score") -> FloatArray:
         array = array.astype(np.float32)
     if array.dtype not in (np.float32, np.float64):
         wide = array.astype(np.float64)
-        if not np.array_equal(wide, array):
+        whole = array.dtype.kind in "iu"
+        if array.size and not (abs(wide).max() < 2.0**53 if whole else np.array_equal(wide, array)):
             raise UserError(f"{name}: {array.dtype} values that float64 cannot hold; give scores as float64")
         array = wide
     if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
