@@ -111,8 +111,9 @@ def _init(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.out.exists() and not options.force:
         raise UserError(f"{options.out}: exists; give --out another name, or --force to write over it")
-    text, warnings = inspect_log(options.log, label=options.label, group=options.group)
-    options.out.write_text(text, encoding="utf-8")
+    inspection = inspect_log(options.log, label=options.label, group=options.group)
+    options.out.write_text(inspection.recipe, encoding="utf-8")
+    warnings = list(inspection.warnings)
     shown = "\n".join(
         [f"wrote {options.out}", *(f"  warning: {w}" for w in warnings), f"next: ctrkit run {options.out}"]
     )

@@ -170,7 +170,9 @@ class Run:
         """A model with its best weights, trained now if need be."""
         self.train(model)
         objective = self._objective(model)
-        objective.load_state_dict(load_checkpoint(self.directory / "models" / model / "best.pt"))
+        weights = load_checkpoint(self.directory / "models" / model / "best.pt")
+        assert weights is not None, "train() leaves it"
+        objective.load_state_dict(weights)
         return objective.eval()
 
     # --- evaluate
@@ -295,11 +297,11 @@ def _tensorboard(place: Path) -> Callable[[str, float, int], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("train.tensorboard needs the package tensorboard; install ctrkit[tensorboard]") from error
-    writer = SummaryWriter(str(place / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(place / "tensorboard"))
 
     def write(tag: str, value: float, step: int) -> None:
-        writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+        writer.add_scalar(tag, value, step)
+        writer.flush()
 
     return write
 
