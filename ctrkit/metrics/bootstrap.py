@@ -188,7 +188,7 @@ def _resample(
 def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:
     """One array a run, from [rows] or [runs, rows]."""
     array = np.asarray(scores)
-    if array.ndim not in (1, 2) or not array.shape[0]:
+    if array.ndim not in (1, 2) or (array.ndim == 2 and not len(array)):
         raise UserError(f"{name} has shape {array.shape}; give scores [rows], or [runs, rows] for several runs")
     return [array] if array.ndim == 1 else list(array)
 
