@@ -141,14 +141,14 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     run = _open_run(options, options.recipe)
     from ctrkit.summary import table
 
-    evaluation = run.evaluate()
+    evaluation = run.evaluation
     gap = run.gap_closed()
     shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
     return {**evaluation, "gap_closed": gap, "text": shown}
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
-    bundle = _open_run(options, options.recipe).export()
+    bundle = _open_run(options, options.recipe).bundle
     manifest = bundle.manifest.model_dump(mode="json")
     return {"bundle": str(bundle.directory), "manifest": manifest, "text": f"{bundle.directory}"}
 

@@ -46,7 +46,7 @@ EVALUATION_BATCH = 8192
 
 
 class Run:
-    """The steps of one recipe. Each does first what it stands on.
+    """The steps of one recipe. Each does first what it stands on, once.
 
     Args:
         recipe: what to do.
@@ -62,6 +62,7 @@ class Run:
         self.directory = directory
         self.quiet = quiet
         self.say = say
+        self._results: dict[str, dict[str, Any]] = {}
 
     # --- prepare
 
@@ -105,6 +106,11 @@ class Run:
 
     def train(self, model: str) -> dict[str, Any]:
         """Train one model; its `result.json`."""
+        if model not in self._results:
+            self._results[model] = self._train(model)
+        return self._results[model]
+
+    def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
         fingerprint = self._model_fingerprint(model)
         done = read_json(place / "result.json")
@@ -177,7 +183,8 @@ class Run:
 
     # --- evaluate
 
-    def evaluate(self) -> dict[str, Any]:
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
         """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
         place = self.directory / "evaluation.json"
         for model in self.recipe.models:
@@ -216,7 +223,7 @@ class Run:
 
         None if there is no such triple, or the booster alone is no better than the light tower alone.
         """
-        networks = self.evaluate()["networks"]
+        networks = self.evaluation["networks"]
         alone = {c.tower: name for name, c in self.recipe.models.items() if isinstance(c, PointwiseConfig)}
         for name, config in self.recipe.models.items():
             if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
@@ -229,19 +236,21 @@ class Run:
 
     # --- export
 
-    def export(self) -> Bundle:
+    @cached_property
+    def bundle(self) -> Bundle:
         """The bundle that goes online."""
         return self._export(self.recipe.export_model, None, self.directory / "bundle")
 
-    def export_booster(self) -> Bundle | None:
+    @cached_property
+    def booster_bundle(self) -> Bundle | None:
         """The costliest network as a bundle for the clock, not for serving; None if nothing is costlier than light."""
         costs = {
             name: network["multiplications"]
-            for name, network in self.evaluate()["networks"].items()
+            for name, network in self.evaluation["networks"].items()
             if network["multiplications"] is not None
         }
         costliest = max(costs, key=lambda name: costs[name])
-        if costs[costliest] <= self.export().manifest.multiplications:
+        if costs[costliest] <= self.bundle.manifest.multiplications:
             return None
         model, role = next(
             (m, r) for m in self.recipe.models for r in self._objective(m).networks() if network_name(m, r) == costliest
@@ -249,7 +258,7 @@ class Run:
         return self._export(model, role, self.directory / "bench" / "booster")
 
     def _export(self, model: str, role: str | None, place: Path) -> Bundle:
-        evaluation = self.evaluate()
+        evaluation = self.evaluation
         fingerprint = _sha256([self._model_fingerprint(model), role, self.recipe.export.parity_rows])
         if (place / MANIFEST).exists():
             bundle = Bundle.load(place)

@@ -37,8 +37,8 @@ def measure_bundles(
 
 def summarize(run: "Run") -> dict[str, Any]:
     """Everything that the run has to show, measured now where it is a latency; written to `summary.json`."""
-    evaluation = run.evaluate()
-    bundle, booster = run.export(), run.export_booster()
+    evaluation = run.evaluation
+    bundle, booster = run.bundle, run.booster_bundle
     bundles = {"light": bundle.directory, **({"booster": booster.directory} if booster else {})}
     bench = run.recipe.bench
     run.say(f"bench: {', '.join(bundles)}, {bench.ads} ads a request, one thread")
