@@ -8,15 +8,19 @@ the probability
                 + AFFINITY * same(category, recent_categories)
                 + PERSONAL * <personal[u], theme[category]>
                 + PRICE    * price_code[age, daypart] * standardised log price
-                + CROSS    * sum_m prod_{f in C_m} code_m,f[value of f] / sqrt(M)
+                + CROSS    * sum_m prod_{(f, i) in C_m} bit_i[value of f] / sqrt(M)
                 + NET      * g(latent[age], latent[city], latent[category], latent[advertiser]))
 
-where ``C_m`` are sets of two to four fields of few values, at least one of them the ad's (``CROSSES``), ``code_m,f``
-is a frozen random sign per value (a parity: no proper subset of the fields tells anything, apart from chance
-imbalance), ``g`` is a frozen random net of two tanh layers, and ``b`` is set so that the mean probability is the
-click rate asked for. All of them are drawn from the seed alone. Days drift: popularity and ``taste`` walk at random,
-and ads are born every day, so the last day shows ads never seen before, of campaigns, categories and advertisers that
-were. Histories are the simulated clicks of earlier days (three days before the first are simulated and not written).
+where every value of the fields age, gender, city, device, daypart, category, advertiser and price band has BITS frozen
+random signs, and ``C_m`` are M random sets of two to four fields, at least one of them the ad's, each with one of its
+bits. A product of signs is a parity: no part of it tells anything without the rest, and since every value is frequent,
+what limits a model is how many such products its layers can form from as many clicks as there are, not its tables.
+``g`` is a frozen random net of two tanh layers, and ``b`` is set so that the mean probability is the click rate asked
+for. All of them are drawn from the seed alone.
+
+Days drift: popularity and ``taste`` walk at random, and ads are born every day, so the last day shows ads never seen
+before, of campaigns, categories and advertisers that were. Histories are the simulated clicks of earlier days (three
+days before the first are simulated and not written).
 
 ``click`` is a Bernoulli draw of the column ``click_probability``, so scoring with that column gives the Bayes-optimal
 log loss, AUC and GAUC of the log. ``position`` is known only after ranking: a serving model cannot use it.
@@ -63,7 +67,7 @@ CARDINALITY = {
     "price_band": PRICE_BANDS,
 }
 AD_FIELDS = ("category", "advertiser", "price_band")
-CROSSES, DEGREES, BITS = 24, (2, 3, 4), 3
+CROSSES, DEGREES, BITS = 32, (2, 3, 4, 4), 3
 AFFINITY, PERSONAL, PRICE, CROSS, NET = 0.8, 0.3, 0.2, 1.4, 0.4
 LATENT, HIDDEN = 4, 32
 
