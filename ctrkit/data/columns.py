@@ -44,7 +44,7 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     wanted = {f.source: f"features.{f.name}" for f in schema.features} | wanted
     require_columns(log.schema, wanted, log.files[0].path)
     for file in log.files[1:]:
-        names = [*file.fragment.physical_schema.names, *file.partition]
+        names = [*file.schema.names, *file.partition]
         if not wanted.keys() <= set(names):
             require_columns(pa.schema([(n, pa.null()) for n in names]), wanted, file.path)
     for feature in schema.features:
@@ -135,7 +135,15 @@ def scalars(array: pa.Array, raw_type: RawType, name: str) -> tuple[npt.NDArray[
 
 
 def distinct(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """The distinct values of a column (null among them), and for each row the place of its value among them."""
+    """Values of a column, each once, maybe with others that it lacks, and for each row the place of its value.
+
+    Null is a value.
+    """
+    if pa.types.is_integer(array.type) and not array.null_count and len(array):
+        values_N = to_numpy(array)
+        low, high = int(values_N.min()), int(values_N.max())
+        if high - low < len(array) // 4 and high < 2**63:  # close together: no need to hash them
+            return pa.array(np.arange(low, high + 1)), (values_N.astype(np.int64) - low).astype(np.int32)
     if not pa.types.is_dictionary(array.type) or array.dictionary.null_count or array.null_count:
         array = decoded(array).dictionary_encode(null_encoding="encode")
     return array.dictionary, to_numpy(array.indices).astype(np.int32, copy=False)

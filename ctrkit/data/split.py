@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from ctrkit.config import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
 from ctrkit.data.locate import SUFFIXES, Format, exists
+from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
-from ctrkit.data.source import Chunk, ClickLog, LogFile, open_log, require_columns
+from ctrkit.data.source import Chunk, ClickLog, open_log, require_columns
 from ctrkit.errors import UserError
 from ctrkit.raw_values import mix
 

@@ -118,9 +118,9 @@ def test_chunks_know_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pq.write_table(LOG.slice(60, 40), tmp_path / "1.parquet", row_group_size=40)
     chunks = list(open_log(str(tmp_path)).chunks(["a"]))
     sizes = [chunk.columns.num_rows for chunk in chunks]
-    assert sizes == [15, 15, 15, 15, 16, 16, 8]  # row groups are put together, not torn apart
-    assert [chunk.first_row for chunk in chunks] == [0, 15, 30, 45, 0, 16, 32]
-    assert chunks[1].place(2) == f"{tmp_path}/0.parquet, row 18"
+    assert sizes == [16, 16, 16, 12, 16, 16, 8]  # small row groups are put together
+    assert [chunk.first_row for chunk in chunks] == [0, 16, 32, 48, 0, 16, 32]
+    assert chunks[1].place(2) == f"{tmp_path}/0.parquet, row 19"
 
 
 def test_files_of_unequal_width_take_the_wider_type(tmp_path: Path) -> None:
