@@ -53,7 +53,7 @@ class Loader:
     Memory: two buffers of `shuffle_rows` rows.
 
     Raises:
-        UserError: a row group cannot be read; names file and row group.
+        UserError: a file or a row group cannot be read, or a page is not what was written; names file and row group.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Loader:
         self._sequences = {f.name: f.max_len for f in schema.sparse_features if isinstance(f, SequenceFeature)}
         self._dense = [f.name for f in schema.dense_features]
         self._keys = [f.name for f in schema.sparse_features]
-        self._files = [pq.ParquetFile(path) for path in files]
+        self._files = [_open(path) for path in files]
         self._groups = [
             (file, group, self._files[file].metadata.row_group(group).num_rows)
             for file in range(len(files))
@@ -72,13 +72,13 @@ class Loader:
         ]
         self._paths = list(files)
         self._has_weight = bool(files) and WEIGHT in self._files[0].schema_arrow.names
-        self._batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
+        self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
         self.num_rows: int = sum(rows for _, _, rows in self._groups)
 
     @property
     def num_batches(self) -> int:
         """Batches an epoch; the last one may be smaller."""
-        return -(-self.num_rows // self._batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def origin(self, index: int) -> tuple[Path, int]:
         """File and row group that `Batch.origin_B` means."""
@@ -91,22 +91,22 @@ class Loader:
         order = random.permutation(len(self._groups)) if self._shuffle_rows else np.arange(len(self._groups))
         produced = 0
         for rows in self._buffers(order, random):
-            for start in range(0, len(rows), self._batch_size):
+            for start in range(0, len(rows), self.batch_size):
                 if produced >= skip_batches:
-                    yield self._batch(rows.take(slice(start, start + self._batch_size)))
+                    yield self._batch(rows.take(slice(start, start + self.batch_size)))
                 produced += 1
 
     def _buffers(self, order: npt.NDArray[np.int64], random: np.random.Generator) -> Iterator[_Rows]:
         """Buffers whose length is a multiple of the batch size, the last one excepted."""
         pending: list[_Rows] = []
         count = 0
-        target = max(self._shuffle_rows, self._batch_size)
+        target = max(self._shuffle_rows, self.batch_size)
         for index in order:
             pending.append(self._read(int(index)))
             count += len(pending[-1])
             if count >= target:
                 rows = self._permuted(pending, random)
-                whole = len(rows) - len(rows) % self._batch_size
+                whole = len(rows) - len(rows) % self.batch_size
                 yield rows.take(slice(0, whole))
                 pending, count = [rows.take(slice(whole, len(rows)))], len(rows) - whole
         if count:
@@ -161,6 +161,13 @@ class Loader:
             weight_B=torch.from_numpy(np.array(rows.weight_R)),
             origin_B=torch.from_numpy(rows.origin_R.astype(np.int64)),
         )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `ctrkit prepare` again") from error
 
 
 def _stack(table: pa.Table, names: Sequence[str], dtype: Any) -> npt.NDArray[Any]:
