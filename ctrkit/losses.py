@@ -16,6 +16,6 @@ def logit_mse(light_B: Tensor, booster_B: Tensor) -> Tensor:
     """(l - z)^2 between two logits: the hint loss of Rocket Launching (Zhou et al., AAAI 2018, eq. 1 and 3).
 
     Its gradient is 2 (l - z) for the light logit and the negative of that for the booster's: block it by passing the
-    booster's detached. The paper's two-logit softmax gives half of it, so its lambda is half the one-logit lambda.
+    booster's detached. The paper's two-logit softmax gives half of it: one logit with half its lambda is the same loss.
     """
     return (light_B - booster_B).square()

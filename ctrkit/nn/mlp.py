@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"]
 
@@ -15,6 +16,17 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
+
+
+class _BatchNorm(nn.BatchNorm1d):
+    """Normalises a training batch of one row, the rest of an epoch, as in evaluation: one row has no variance."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and len(input) == 1):
+            return super().forward(input)
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
 
 
 class MLP(nn.Module):
@@ -46,7 +58,7 @@ class MLP(nn.Module):
         for width_in, width_out in zip(self.widths[:-2], self.widths[1:-1], strict=True):
             layers.append(nn.Linear(width_in, width_out))
             if batch_norm:
-                layers.append(nn.BatchNorm1d(width_out))
+                layers.append(_BatchNorm(width_out))
             layers.append(_ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -1,0 +1,122 @@
+"""Embeddings: pooling by hand, where each feature stands, and whose rows a step may touch."""
+
+from typing import Any
+
+import pytest
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ctrkit.data.batch import Batch
+from ctrkit.nn.embedding import Embedding, TableConfig
+from tests import networks
+
+
+def of(features: dict[str, list[list[int]]], dense: list[list[float]] | None = None) -> Batch:
+    """A batch from lists of rows."""
+    rows = len(next(iter(features.values()))) if features else len(dense or [])
+    return Batch(
+        sparse=KeyedJaggedTensor.from_lengths_sync(
+            keys=list(features),
+            values=torch.tensor([row for lists in features.values() for ids in lists for row in ids], dtype=torch.long),
+            lengths=torch.tensor([len(ids) for lists in features.values() for ids in lists], dtype=torch.long),
+        ),
+        dense_BD=torch.tensor(dense) if dense else torch.zeros(rows, 0),
+        label_B=torch.zeros(rows),
+        weight_B=torch.ones(rows),
+        origin_B=torch.zeros(rows, dtype=torch.long),
+    )
+
+
+def two_tables(**settings: Any) -> Embedding:
+    return Embedding(
+        [
+            TableConfig("item", 10, 3, ("recent", "item"), "mean"),
+            TableConfig("tags", 8, 2, ("tags",), "sum"),
+        ],
+        num_dense=2,
+        init_std=1.0,
+        **settings,
+    )
+
+
+def test_pooling_by_hand() -> None:
+    tables = two_tables(generator=torch.Generator().manual_seed(1))
+    item, tags = tables.table_weights()["item"], tables.table_weights()["tags"]
+    batch = of(
+        {"recent": [[2, 3, 3], [], [9]], "item": [[4], [2], [7]], "tags": [[5, 6], [7], []]},
+        dense=[[0.5, -1.0], [2.0, 3.0], [0.0, 0.25]],
+    )
+    expected = torch.stack(
+        [
+            torch.cat([(item[2] + 2 * item[3]) / 3, item[4], tags[5] + tags[6], torch.tensor([0.5, -1.0])]),
+            torch.cat([torch.zeros(3), item[2], tags[7], torch.tensor([2.0, 3.0])]),
+            torch.cat([item[9], item[7], torch.zeros(2), torch.tensor([0.0, 0.25])]),
+        ]
+    )
+    torch.testing.assert_close(tables(batch), expected)
+
+
+def test_the_order_of_the_batch_does_not_matter() -> None:
+    tables = two_tables()
+    features = {"recent": [[2, 3], [4]], "item": [[4], [2]], "tags": [[5, 6], [7]]}
+    dense = [[0.5, -1.0], [2.0, 3.0]]
+    other = dict(reversed(features.items()))
+    assert torch.equal(tables(of(features, dense)), tables(of(other, dense)))
+
+
+def test_columns_say_where_a_feature_stands() -> None:
+    tables = two_tables()
+    assert tables.out_features == 3 + 3 + 2 + 2
+    weights = {name: tables.table_weights()["tags" if name == "tags" else "item"] for name in tables.columns}
+    batch = of({"recent": [[5]], "item": [[6]], "tags": [[7]]}, dense=[[8.0, 9.0]])
+    x = tables(batch)[0]
+    for row, (feature, columns) in zip((5, 6, 7), tables.columns.items(), strict=True):
+        assert torch.equal(x[columns], weights[feature][row]), feature
+    assert x[-2:].tolist() == [8.0, 9.0]
+
+
+def test_rows_start_small_and_those_of_missing_and_unseen_at_zero() -> None:
+    tables = Embedding([TableConfig("item", 20_000, 4, ("item",))], init_std=0.02)
+    weight = tables.table_weights()["item"]
+    assert torch.equal(weight[:2], torch.zeros(2, 4))
+    assert weight[2:].mean().item() == pytest.approx(0.0, abs=5e-4)
+    assert weight[2:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert weight[2:].abs().min() > 0
+
+
+def test_a_generator_draws_the_rows() -> None:
+    first, second, third = (two_tables(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.table_weights()["item"], second.table_weights()["item"])
+    assert not torch.equal(first.table_weights()["item"], third.table_weights()["item"])
+
+
+def test_gradients_are_sparse_and_of_the_rows_looked_up() -> None:
+    tables = two_tables()
+    batch = of({"recent": [[2, 3], []], "item": [[3], [9]], "tags": [[5], []]}, dense=[[0.0, 0.0], [0.0, 0.0]])
+    torch.autograd.backward(tables(batch).square().sum())
+    for name, rows in (("item", {2, 3, 9}), ("tags", {5})):
+        gradient = tables.table_weights()[name].grad
+        assert gradient is not None
+        assert gradient.is_sparse
+        assert set(gradient.coalesce().indices()[0].tolist()) == rows
+
+
+def test_dense_features_alone() -> None:
+    tables = Embedding([], num_dense=2)
+    batch = of({}, dense=[[1.0, 2.0], [3.0, 4.0]])
+    assert tables.out_features == 2
+    assert torch.equal(tables(batch), batch.dense_BD)
+    assert tables.table_weights() == {}
+
+
+def test_no_dense_features() -> None:
+    features = {name: networks.FEATURES[name] for name in ("user", "item")}
+    tables = networks.embedding(features)
+    batch = networks.batch(5, features)
+    assert tables(batch).shape == (5, 2 * networks.DIM)
+    assert torch.equal(tables(batch)[:, :4], tables.table_weights()["user"][batch.sparse["user"].values()])
+
+
+def test_a_network_is_its_tower_on_its_embedding() -> None:
+    network, batch = networks.network(), networks.batch(5)
+    assert torch.equal(network(batch), network.tower(network.embedding(batch)))
