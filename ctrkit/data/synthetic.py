@@ -2,21 +2,8 @@
 
 Requests arrive day by day. A request shows one user a slate of 5 to 10 ads at one time; the ads are drawn by
 popularity among those that live that day, an old ranker orders them by quality and noise, and each ad is clicked with
-the probability
-
-    p = sigmoid(b + quality[a] + taste[age, category] + position_bias[k]
-                + AFFINITY * same(category, recent_categories)
-                + PERSONAL * <personal[u], theme[category]>
-                + PRICE    * price_code[age, daypart] * standardised log price
-                + CROSS    * sum_m prod_{(f, i) in C_m} bit_i[value of f] / sqrt(M)
-                + NET      * g(latent[age], latent[city], latent[category], latent[advertiser]))
-
-where every value of the fields age, gender, city, device, daypart, category, advertiser and price band has BITS frozen
-random signs, and ``C_m`` are M random sets of two to four fields, at least one of them the ad's, each with one of its
-bits. A product of signs is a parity: no part of it tells anything without the rest, and since every value is frequent,
-what limits a model is how many such products its layers can form from as many clicks as there are, not its tables.
-``g`` is a frozen random net of two tanh layers, and ``b`` is set so that the mean probability is the click rate asked
-for. All of them are drawn from the seed alone.
+a probability that is a fixed function of user, ad, context, history and position, with high-order crosses
+(``synthetic_world`` has its formula).
 
 Days drift: popularity and ``taste`` walk at random, and ads are born every day, so the last day shows ads never seen
 before, of campaigns, categories and advertisers that were. Histories are the simulated clicks of earlier days (three
@@ -40,57 +27,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ctrkit.data.synthetic_world import (
+    AGE_BANDS,
+    CATEGORIES,
+    CITIES,
+    DEVICES,
+    GENDERS,
+    MAX_SLATE,
+    Floats,
+    Impressions,
+    Ints,
+    World,
+    draw_world,
+    logit,
+)
 from ctrkit.errors import UserError
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 FIRST_DAY = date(2025, 3, 3)
 CHUNK_ROWS = 1 << 18
 ROW_GROUP_ROWS = 1 << 16
 WARM_UP_DAYS = 3
-MIN_SLATE, MAX_SLATE = 5, 10
+MIN_SLATE = 5
 HISTORY = 10
-
-AGE_BANDS = ("18-24", "25-34", "35-44", "45-54", "55-64", "65+")
-GENDERS = ("female", "male", "unknown")
-DEVICES = ("phone", "desktop", "tablet")
-CITIES, CATEGORIES, ADVERTISERS, DAYPARTS, PRICE_BANDS = 20, 30, 40, 4, 5
-CARDINALITY = {
-    "age": len(AGE_BANDS),
-    "gender": len(GENDERS),
-    "device": len(DEVICES),
-    "city": CITIES,
-    "category": CATEGORIES,
-    "advertiser": ADVERTISERS,
-    "daypart": DAYPARTS,
-    "price_band": PRICE_BANDS,
-}
-AD_FIELDS = ("category", "advertiser", "price_band")
-CROSSES, DEGREES, BITS = 32, (2, 3, 4, 4), 3
-AFFINITY, PERSONAL, PRICE, CROSS, NET = 0.8, 0.3, 0.2, 1.4, 0.4
-LATENT, HIDDEN = 4, 32
-
-
-@dataclass(frozen=True)
-class _World:
-    """Everything that is drawn once from the seed; ``fields`` maps a field to its value per user [U] or per ad [A]."""
-
-    user_fields: dict[str, Ints]
-    ad_fields: dict[str, Ints]
-    activity: Floats
-    campaign: Ints
-    birth: Ints
-    price: Floats
-    quality: Floats
-    personal: Floats
-    theme: Floats
-    price_code: Floats
-    bits: dict[str, Floats]
-    crosses: tuple[dict[str, int], ...]
-    latent: dict[str, Floats]
-    layers: tuple[Floats, Floats, Floats]
-    position_bias: Floats
 
 
 @dataclass
@@ -100,19 +58,6 @@ class _State:
     popularity: Floats
     taste: Floats
     history: Ints
-
-
-@dataclass(frozen=True)
-class _Impressions:
-    """A chunk of impressions: request number, user, ad, hour, device, position (from 1), second of day, each [B]."""
-
-    request: Ints
-    user: Ints
-    ad: Ints
-    hour: Ints
-    device: Ints
-    position: Ints
-    second: Ints
 
 
 def generate(
@@ -159,7 +104,7 @@ def _tables(
     rows: int, seed: int, days: int, users: int, ads: int, click_rate: float
 ) -> Iterator[tuple[Path, pa.Table]]:
     """Simulate day by day; yield each chunk with the path it goes to."""
-    world = _draw_world(np.random.default_rng([seed, 0]), users, ads, days)
+    world = draw_world(np.random.default_rng([seed, 0]), users, ads, days)
     state = _State(
         np.log(np.random.default_rng([seed, 1]).pareto(1.5, ads) + 0.2),
         np.zeros((len(AGE_BANDS), CATEGORIES)),
@@ -175,11 +120,11 @@ def _tables(
         day_start = FIRST_DAY + timedelta(days=day)
         for part, (begin, end) in enumerate(_chunks(day_rows)):
             shown = _requests(rng, world, state, max(day, 0), begin, end, day_rows, request)
-            logit = _logit(world, state.taste, history, shown)
+            score = logit(world, state.taste, history, shown)
             if day < 0:  # settled by the time the log begins, when users have histories
-                bias = _bias(logit, click_rate)
-            probability = 1.0 / (1.0 + np.exp(-(logit + bias)))
-            click = rng.random(len(logit)) < probability
+                bias = _bias(score, click_rate)
+            probability = 1.0 / (1.0 + np.exp(-(score + bias)))
+            click = rng.random(len(score)) < probability
             state.history = _push(state.history, shown.user[click], shown.ad[click])
             request = int(shown.request[-1]) + 1
             if day >= 0:
@@ -194,112 +139,44 @@ def _chunks(rows: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + CHUNK_ROWS, rows)
 
 
-def _draw_world(rng: np.random.Generator, users: int, ads: int, days: int) -> _World:
-    campaigns = max(ads // 8, 1)
-    campaign_advertiser = rng.integers(ADVERTISERS, size=campaigns)
-    advertiser_categories = rng.integers(CATEGORIES, size=(ADVERTISERS, 3))
-    campaign_category = advertiser_categories[campaign_advertiser, rng.integers(3, size=campaigns)]
-    campaign = rng.integers(campaigns, size=ads)
-    category = campaign_category[campaign]
-    log_price = rng.normal(0.0, 0.6, CATEGORIES)[category] + rng.normal(0.0, 0.6, ads)
-    price_rank = np.argsort(np.argsort(log_price))
-    latent = {name: rng.normal(size=(CARDINALITY[name], LATENT)) for name in ("age", "city", "category", "advertiser")}
-    return _World(
-        user_fields={name: rng.integers(CARDINALITY[name], size=users) for name in ("age", "gender", "city")},
-        ad_fields={
-            "category": category,
-            "advertiser": campaign_advertiser[campaign],
-            "price_band": price_rank * PRICE_BANDS // ads,
-        },
-        activity=np.cumsum(rng.gamma(2.0, size=users)),
-        campaign=campaign,
-        birth=np.where(rng.random(ads) < 0.6, 0, rng.integers(0, days, size=ads)),
-        price=np.exp(3.0 + log_price).round(2).astype(np.float64),
-        quality=rng.normal(0.0, 0.3, ads),
-        personal=rng.normal(size=(users, LATENT)),
-        theme=rng.normal(size=(CATEGORIES, LATENT)) / np.sqrt(LATENT),
-        price_code=rng.choice([-1.0, 1.0], size=(len(AGE_BANDS), DAYPARTS)),
-        bits={name: _signs(rng, count) for name, count in CARDINALITY.items()},
-        crosses=tuple(_cross(rng, DEGREES[number % len(DEGREES)]) for number in range(CROSSES)),
-        latent=latent,
-        layers=(
-            rng.normal(size=(LATENT * len(latent), HIDDEN)) * 1.5 / np.sqrt(LATENT * len(latent)),
-            rng.normal(size=(HIDDEN, HIDDEN)) * 2.0 / np.sqrt(HIDDEN),
-            rng.normal(size=HIDDEN) / np.sqrt(HIDDEN),
-        ),
-        position_bias=-0.35 * np.log(np.arange(1, MAX_SLATE + 1)),
-    )
-
-
-def _signs(rng: np.random.Generator, count: int) -> Floats:
-    """Balanced random signs [count, BITS]."""
-    return np.stack([rng.permutation(np.resize([-1.0, 1.0], count)) for _ in range(BITS)], axis=1)
-
-
-def _cross(rng: np.random.Generator, degree: int) -> dict[str, int]:
-    """A random set of fields, at least one of them the ad's, each with one of its bits."""
-    first = str(rng.choice(AD_FIELDS))
-    others = rng.choice([name for name in CARDINALITY if name != first], size=degree - 1, replace=False)
-    return {str(name): int(rng.integers(BITS)) for name in (first, *others)}
-
-
-def _requests(
-    rng: np.random.Generator, world: _World, state: _State, day: int, begin: int, end: int, day_rows: int, first: int
-) -> _Impressions:
-    """Draw slates for rows ``begin`` to ``end`` of a day; each request's ads are distinct and sorted by position."""
-    rows = end - begin
-    size = rng.integers(MIN_SLATE, MAX_SLATE + 1, size=rows // MIN_SLATE + 1)
+def _slates(rng: np.random.Generator, world: World, popularity: Floats, day: int, slates: int) -> Ints:
+    """Ads by position [slates, MAX_SLATE]: distinct in a slate, which is filled up with -1."""
+    size = rng.integers(MIN_SLATE, MAX_SLATE + 1, size=slates)
     live = np.flatnonzero(world.birth <= day)
-    weight = np.cumsum(np.exp(state.popularity[live]))
-    drawn = live[np.searchsorted(weight, rng.random((len(size), MAX_SLATE)) * weight[-1])]
+    weight = np.cumsum(np.exp(popularity[live]))
+    drawn = live[np.searchsorted(weight, rng.random((slates, MAX_SLATE)) * weight[-1])]
     drawn.sort(axis=1)
     rank = world.quality[drawn] + rng.gumbel(size=drawn.shape)
     rank[:, 1:][drawn[:, 1:] == drawn[:, :-1]] = -np.inf  # a second draw of the same ad goes last and is dropped
     order = np.argsort(-rank, axis=1)
     drawn, rank = np.take_along_axis(drawn, order, 1), np.take_along_axis(rank, order, 1)
-    keep = (np.arange(MAX_SLATE) < size[:, None]) & np.isfinite(rank)
-    request, position = (index[:rows] for index in np.nonzero(keep))
+    return np.where((np.arange(MAX_SLATE) < size[:, None]) & np.isfinite(rank), drawn, -1)
+
+
+def _requests(
+    rng: np.random.Generator, world: World, state: _State, day: int, begin: int, end: int, day_rows: int, first: int
+) -> Impressions:
+    """Draw the requests of rows ``begin`` to ``end`` of a day, in order of time; the last slate is cut at ``end``."""
+    rows = end - begin
+    ads = np.empty((0, MAX_SLATE), dtype=np.int64)
+    while (missing := rows - int((ads >= 0).sum())) > 0:
+        ads = np.concatenate([ads, _slates(rng, world, state.popularity, day, missing // MIN_SLATE + 1)])
+    request, position = (index[:rows] for index in np.nonzero(ads >= 0))
     requests = int(request[-1]) + 1
     user = np.searchsorted(world.activity, rng.random(requests) * world.activity[-1])
     # The day's requests come in order of time: this chunk covers its share of the day, denser in the evening.
     share = np.sort(rng.random(requests)) * (end - begin) / day_rows + begin / day_rows
     second = (86_400 * share**0.7).astype(np.int64)
     device = np.where(rng.random(requests) < 0.6, 0, rng.integers(len(DEVICES), size=requests))
-    return _Impressions(
+    return Impressions(
         request + first,
         user[request],
-        drawn[request, position],
+        ads[request, position],
         second[request] // 3600,
         device[request],
         position + 1,
         second[request],
     )
-
-
-def _logit(world: _World, taste: Floats, history: Ints, shown: _Impressions) -> Floats:
-    """Logit [B] of the click probability, short of the bias: the module's formula."""
-    value = {name: column[shown.user] for name, column in world.user_fields.items()}
-    value |= {name: column[shown.ad] for name, column in world.ad_fields.items()}
-    value |= {"daypart": shown.hour // 6, "device": shown.device}
-    category = value["category"]
-    recent = np.where(history >= 0, world.ad_fields["category"][history], -1)[shown.user]
-    logit = world.quality[shown.ad] + taste[value["age"], category] + world.position_bias[shown.position - 1]
-    logit += AFFINITY * (recent == category[:, None]).any(axis=1)
-    logit += PERSONAL * (world.personal[shown.user] * world.theme[category]).sum(axis=1)
-    log_price = np.log(world.price)
-    logit += (
-        PRICE
-        * world.price_code[value["age"], value["daypart"]]
-        * ((log_price - log_price.mean()) / log_price.std())[shown.ad]
-    )
-    for cross in world.crosses:
-        product = np.full(len(logit), CROSS / np.sqrt(len(world.crosses)))
-        for name, bit in cross.items():
-            product *= world.bits[name][value[name], bit]
-        logit += product
-    hidden = np.concatenate([table[value[name]] for name, table in world.latent.items()], axis=1)
-    first, second, last = world.layers
-    return logit + NET * (np.tanh(np.tanh(hidden @ first) @ second) @ last)
 
 
 def _bias(logit: Floats, click_rate: float) -> float:
@@ -327,7 +204,7 @@ def _push(history: Ints, user: Ints, ad: Ints) -> Ints:
 
 
 def _table(
-    world: _World, history: Ints, shown: _Impressions, day: date, probability: Floats, click: npt.NDArray[np.bool_]
+    world: World, history: Ints, shown: Impressions, day: date, probability: Floats, click: npt.NDArray[np.bool_]
 ) -> pa.Table:
     midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
     user = world.user_fields

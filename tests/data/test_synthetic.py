@@ -10,6 +10,18 @@ import pytest
 
 from ctrkit.data import synthetic
 from ctrkit.data.synthetic import generate
+from ctrkit.data.synthetic_world import (
+    AFFINITY,
+    CATEGORIES,
+    CROSS,
+    CROSSES,
+    NET,
+    PERSONAL,
+    PRICE,
+    Impressions,
+    draw_world,
+    logit,
+)
 from ctrkit.errors import UserError
 
 ROWS, DAYS = 40_000, 4
@@ -122,15 +134,50 @@ def test_a_seed_is_a_log_and_chunks_bound_memory(tmp_path: Path, monkeypatch: py
     assert (chunked.groupby("request_id")["user_id"].nunique() == 1).all()
 
 
-def test_the_seed_alone_fixes_the_function() -> None:
-    # A known value: a change of the function changes every figure reported on this log, so it must be meant.
-    world = synthetic._draw_world(np.random.default_rng([7, 0]), users=50, ads=200, days=2)
-    shown = synthetic._Impressions(*(np.array([value]) for value in (0, 3, 5, 20, 1, 2, 72_000)))
-    history = np.full((50, 10), -1)
-    logit = synthetic._logit(world, np.zeros((6, synthetic.CATEGORIES)), history, shown)
-    history[3, 0] = 5
-    liked = synthetic._logit(world, np.zeros((6, synthetic.CATEGORIES)), history, shown)
-    assert liked - logit == pytest.approx(synthetic.AFFINITY)
+def test_logit_is_the_formula_of_the_docstring() -> None:
+    rng = np.random.default_rng(7)
+    world = draw_world(rng, users=50, ads=200, days=2)
+    taste, history = rng.normal(size=(6, CATEGORIES)), rng.integers(-1, 200, size=(50, 10))
+    shown = Impressions(*(rng.integers(high, size=40) for high in (1, 50, 200, 24, 3, 10, 1)))
+    shown.position[:] += 1
+    log_price = np.log(world.price)
+    for row, value in enumerate(logit(world, taste, history, shown)):
+        user, ad = shown.user[row], shown.ad[row]
+        fields = {name: column[user] for name, column in world.user_fields.items()}
+        fields |= {name: column[ad] for name, column in world.ad_fields.items()}
+        fields |= {"daypart": shown.hour[row] // 6, "device": shown.device[row]}
+        category = fields["category"]
+        expected = world.quality[ad] + taste[fields["age"], category] + world.position_bias[shown.position[row] - 1]
+        expected += AFFINITY * any(world.ad_fields["category"][seen] == category for seen in history[user] if seen >= 0)
+        expected += PERSONAL * world.personal[user] @ world.theme[category]
+        price = (log_price[ad] - log_price.mean()) / log_price.std()
+        expected += PRICE * world.price_code[fields["age"], fields["daypart"]] * price
+        parities = [
+            np.prod([world.bits[name][fields[name], bit] for name, bit in cross.items()]) for cross in world.crosses
+        ]
+        expected += CROSS * sum(parities) / np.sqrt(CROSSES)
+        first, second, last = world.layers
+        latent = np.concatenate(
+            [world.latent[name][fields[name]] for name in ("age", "city", "category", "advertiser")]
+        )
+        expected += NET * np.tanh(np.tanh(latent @ first) @ second) @ last
+        assert value == pytest.approx(expected)
+
+
+def test_crosses_have_their_degrees_an_ad_field_and_balanced_signs() -> None:
+    world = draw_world(np.random.default_rng(0), users=50, ads=200, days=2)
+    assert [len(cross) for cross in world.crosses] == [2, 3, 4, 4] * 8
+    assert all(cross.keys() & {"category", "advertiser", "price_band"} for cross in world.crosses)
+    assert {name: signs.sum(axis=0).tolist() for name, signs in world.bits.items() if len(signs) % 2 == 0} == {
+        name: [0.0] * 3 for name in ("age", "city", "category", "advertiser", "daypart")
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_log_of_few_ads_has_all_its_rows(seed: int, tmp_path: Path) -> None:
+    # Few ads of unequal popularity: many draws of a slate are the same ad, and are dropped.
+    generate(tmp_path / "log", rows=1_003, seed=seed, days=3, ads=30, users=2)
+    assert read(tmp_path / "log").groupby("day", observed=True).size().tolist() == [334, 334, 335]
 
 
 def test_nothing_is_left_when_a_run_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
