@@ -1,5 +1,7 @@
 """Chunks of a raw log, encoded: the encoding's own functions, on the distinct values of each chunk."""
 
+from concurrent.futures import Executor
+
 import numpy as np
 import pyarrow as pa
 
@@ -57,10 +59,12 @@ def _sequence(encoding: Encoding, feature: SequenceFeature, array: pa.Array) -> 
     return pa.ListArray.from_arrays(pa.array(lists.offsets_N1.astype(np.int32)), rows), counts
 
 
-def encode(encoding: Encoding, columns: pa.RecordBatch) -> tuple[list[pa.Array], dict[str, Counts]]:
-    """All features of a chunk in the schema's order, and what became of their values."""
-    arrays, counts = [], {}
-    for feature in encoding.schema.features:
-        array, counts[feature.name] = encode_feature(encoding, feature, columns.column(feature.source))
-        arrays.append(array)
-    return arrays, counts
+def encode(encoding: Encoding, columns: pa.RecordBatch, pool: Executor) -> tuple[list[pa.Array], dict[str, Counts]]:
+    """All features of a chunk in the schema's order, and what became of their values; features side by side."""
+
+    def one(feature: Feature) -> tuple[pa.Array, Counts]:
+        return encode_feature(encoding, feature, columns.column(feature.source))
+
+    encoded = list(pool.map(one, encoding.schema.features))
+    names = [feature.name for feature in encoding.schema.features]
+    return [array for array, _ in encoded], dict(zip(names, (counts for _, counts in encoded), strict=True))

@@ -3,8 +3,10 @@
 One pass; memory grows with the distinct ids, not with the rows.
 """
 
+import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,12 +111,13 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
     """
     fitting = _Fitting(schema, raw_types_of(source.log, schema))
     rows, clicks = 0, 0
-    for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"]):
-        kept = chunk if not codes_N.any() else _where(chunk, codes_N == 0)
-        label_N = labels(chunk, schema.label)[codes_N == 0]
-        rows, clicks = rows + len(label_N), clicks + int(label_N.sum())
-        fitting.add(kept)
-        advance(chunk.columns.num_rows)
+    with ThreadPoolExecutor(worker_threads()) as pool:
+        for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"]):
+            kept = chunk if not codes_N.any() else _where(chunk, codes_N == 0)
+            label_N = labels(chunk, schema.label)[codes_N == 0]
+            rows, clicks = rows + len(label_N), clicks + int(label_N.sum())
+            fitting.add(kept, pool)
+            advance(chunk.columns.num_rows)
     if rows == 0:
         raise UserError("data.split leaves the train part empty; choose other files, values or shares")
     if clicks in (0, rows):
@@ -124,7 +127,20 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
             "that: check columns.label and data.split"
         )
     encoding = Encoding(schema, fitting.raw_types, fitting.tables(), fitting.scalings())
-    return Fitted(encoding, fitting.warnings, rows, clicks)
+    warnings = [*_float_ids(source.log.schema, schema), *fitting.warnings]
+    return Fitted(encoding, warnings, rows, clicks)
+
+
+def worker_threads() -> int:
+    """Threads that work on the features of a chunk: numpy and Arrow let go of the interpreter while they compute."""
+    return min(os.cpu_count() or 1, 8)
+
+
+def _float_ids(columns: pa.Schema, schema: Schema) -> Iterator[str]:
+    for feature in schema.features:
+        kind = columns.field(feature.source).type
+        if not isinstance(feature, DenseFeature) and pa.types.is_floating(getattr(kind, "value_type", kind)):
+            yield f"feature '{feature.name}': ids stored as floats (column '{feature.source}') are taken as integers"
 
 
 def _where(chunk: Chunk, mask_N: npt.NDArray[np.bool_]) -> Chunk:
@@ -146,7 +162,6 @@ class _Fitting:
         dense = [f for f in schema.features if isinstance(f, DenseFeature)]
         self._moments = {f.name: Moments() for f in dense}
         self._samples = {f.name: Reservoir(zlib.crc32(f.name.encode())) for f in dense if f.transform == "bucketize"}
-        self._warned: set[str] = set()
 
     def columns(self) -> list[str]:
         """Columns of the log that have to be read."""
@@ -155,8 +170,16 @@ class _Fitting:
     def _is_fitted(self, feature: Feature) -> bool:
         return isinstance(feature, DenseFeature) or table_of(feature) in self._key_counts
 
-    def add(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk, pool: Executor) -> None:
+        """Count a chunk; features of different tables side by side."""
+        by_table: dict[str, list[Feature]] = {}
         for feature in filter(self._is_fitted, self.schema.features):
+            by_table.setdefault(table_of(feature), []).append(feature)
+        for _ in pool.map(lambda features: self._add_features(chunk, features), by_table.values()):
+            pass
+
+    def _add_features(self, chunk: Chunk, features: Sequence[Feature]) -> None:
+        for feature in features:
             array = chunk.columns.column(feature.source)
             try:
                 if isinstance(feature, DenseFeature):
@@ -170,7 +193,6 @@ class _Fitting:
     def _add_ids(self, feature: CategoricalFeature | SequenceFeature, array: pa.Array) -> None:
         raw_type = self.raw_types[feature.name]
         ids = cut_lists(array, feature.max_len).values if isinstance(feature, SequenceFeature) else array
-        self._warn_of_floats(feature, ids.type)
         values, codes_N = distinct(ids)
         values_D, missing_D = scalars(values, raw_type, feature.name)
         counts_D = np.bincount(codes_N, minlength=len(values_D))
@@ -180,13 +202,6 @@ class _Fitting:
         # Python's own hash of strings knows nothing of ours; an integer is its own key.
         checks_D = np.fromiter(map(hash, present_D), np.int64, len(present_D)) if raw_type == "string" else keys_D
         self._key_counts[table_of(feature)].add(keys_D, counts_D[seen_D], checks_D)
-
-    def _warn_of_floats(self, feature: Feature, kind: pa.DataType) -> None:
-        if pa.types.is_floating(kind) and feature.name not in self._warned:
-            self._warned.add(feature.name)
-            self.warnings.append(
-                f"feature '{feature.name}': ids stored as floats (column '{feature.source}') are taken as integers"
-            )
 
     def _add_dense(self, feature: DenseFeature, array: pa.Array) -> None:
         values_N, missing_N = dense_values(array, feature.name)

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,18 +20,19 @@ from tqdm import tqdm
 
 from ctrkit.atomic import atomic_directory
 from ctrkit.config import DataConfig
-from ctrkit.data.columns import LABEL, check_columns, special_columns
+from ctrkit.data.columns import GROUP, LABEL, check_columns, special_columns
 from ctrkit.data.encode import encode
-from ctrkit.data.fit import Fitted, fit
+from ctrkit.data.fit import Fitted, fit, worker_threads
 from ctrkit.data.origin import find_origin
 from ctrkit.data.prepared import FORMAT, PreparedLog
 from ctrkit.data.request_sample import RequestSample
 from ctrkit.data.split import PARTS, Part, SplitLog, open_split
 from ctrkit.encoding import Counts, Encoding
 from ctrkit.errors import UserError
-from ctrkit.schema import Schema
+from ctrkit.schema import Schema, SequenceFeature, table_of
 
 _GROUPS_PER_FILE = 64
+_DICTIONARY_ROWS = 4096
 
 
 def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool | None = None) -> PreparedLog:
@@ -55,10 +57,11 @@ def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool
     with _bar("fit", source.rows(["train"]), shown) as advance:
         fitted = fit(source, schema, advance)
     with atomic_directory(directory) as new:
-        writers = {part: _PartWriter(new, part, data.row_group_rows) for part in PARTS}
+        dictionary = _dictionary_columns(fitted.encoding)
+        writers = {part: _PartWriter(new, part, data.row_group_rows, dictionary) for part in PARTS}
         requests = RequestSample(schema)
-        with _bar("encode", source.rows(), shown) as advance:
-            _encode_all(source, fitted.encoding, writers, requests, advance)
+        with _bar("encode", source.rows(), shown) as advance, ThreadPoolExecutor(worker_threads()) as pool:
+            _encode_all(source, fitted.encoding, writers, requests, pool, advance)
         for writer in writers.values():
             writer.close()
         requests.write(new / "requests.jsonl")
@@ -83,11 +86,13 @@ def _encode_all(
     encoding: Encoding,
     writers: Mapping[Part, "_PartWriter"],
     requests: RequestSample,
+    pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> None:
     schema = encoding.schema
     columns = [getattr(schema, key) for key in ("label", "group", "weight", "time", "oracle")]
     columns = [*(c for c in columns if c is not None), *(f.source for f in schema.features)]
+    writing: Future[None] | None = None  # one chunk is written while the next one is encoded
     for chunk, codes_N in source.stream(columns):
         special = special_columns(chunk, schema)
         batch = pa.RecordBatch.from_arrays(
@@ -99,13 +104,17 @@ def _encode_all(
             if part == "test":
                 requests.add(rows)
             try:
-                arrays, counts = encode(encoding, rows)
+                arrays, counts = encode(encoding, rows, pool)
             except UserError as error:
                 raise UserError(f"{chunk.file}, near row {chunk.first_row + 1:,}, {error}") from error
             names = [*special, *(f.name for f in schema.features)]
             prepared = pa.table([*(rows.column(name) for name in special), *arrays], names=names)
-            writers[part].add(prepared, counts)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writers[part].add, prepared, counts)
         advance(chunk.columns.num_rows)
+    if writing is not None:
+        writing.result()
     for part, writer in writers.items():
         if writer.rows == 0:
             raise UserError(f"data.split leaves the {part} part empty; choose other files, values or shares")
@@ -118,6 +127,8 @@ class _PartWriter:
     directory: Path
     part: Part
     row_group_rows: int
+    dictionary: list[str]
+    """Columns that Parquet encodes by a dictionary."""
     rows: int = 0
     clicks: int = 0
     row_groups: int = 0
@@ -159,7 +170,23 @@ class _PartWriter:
         self.files.append(f"{self.part}/part-{len(self.files):05d}.parquet")
         path = self.directory / self.files[-1]
         path.parent.mkdir(exist_ok=True)
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, write_page_checksum=True)
+        dictionary = [*self.dictionary, *([GROUP] if schema.field(GROUP).type == pa.string() else [])]
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=dictionary,
+            write_page_checksum=True,
+        )
+
+
+def _dictionary_columns(encoding: Encoding) -> list[str]:
+    """Columns of few values: for the others a dictionary costs time and space."""
+    rows = encoding.num_rows()
+    small = [f for f in encoding.schema.sparse_features if rows[table_of(f)] <= _DICTIONARY_ROWS]
+    names = [f"{f.name}.list.element" if isinstance(f, SequenceFeature) else f.name for f in small]
+    return [LABEL, *names]
 
 
 def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWriter]) -> dict[str, Any]:

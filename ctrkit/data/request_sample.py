@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from ctrkit.data.columns import GROUP
+from ctrkit.data.columns import GROUP, decoded, to_numpy
+from ctrkit.raw_values import BoolArray, Int64Array
 from ctrkit.request import Request
 from ctrkit.schema import Schema
 
@@ -43,12 +43,15 @@ class RequestSample:
         if not self._window:
             return
         table = pa.Table.from_batches(self._window)
-        groups = self._runs(table)
-        if sum(map(len, groups)) < table.num_rows / 2:
-            groups = self._gathered(table)
-        step = max(1, len(groups) // MAX_REQUESTS)
-        for rows in groups[::step][:MAX_REQUESTS]:
-            yield self._request(table.take(pa.array(rows[:MAX_ADS])))
+        order_N = np.arange(table.num_rows)
+        start, ads = _runs(self._changes(table))
+        if ads.sum() < table.num_rows / 2:
+            codes_N = _codes(table.column(GROUP))
+            order_N = np.argsort(codes_N, kind="stable")
+            start, ads = _runs(codes_N[order_N][1:] != codes_N[order_N][:-1])
+        step = max(1, len(start) // MAX_REQUESTS)
+        for first, count in list(zip(start, ads, strict=True))[::step][:MAX_REQUESTS]:
+            yield self._request(table.take(pa.array(order_N[first : first + min(count, MAX_ADS)])))
 
     def write(self, path: Path) -> None:
         """Write them as JSON lines."""
@@ -56,18 +59,14 @@ class RequestSample:
             for request in self.requests():
                 file.write(json.dumps(request.to_json(), allow_nan=False) + "\n")
 
-    def _runs(self, table: pa.Table) -> list[npt.NDArray[np.int64]]:
-        changes = np.zeros(table.num_rows, np.bool_)
+    def _changes(self, table: pa.Table) -> BoolArray:
+        """Whether each row but the first is of another request than the one before it."""
+        changes_N = np.zeros(table.num_rows - 1, np.bool_)
         for name in (GROUP, self._schema.time):
             if name is not None:
-                codes = _codes(table.column(name))
-                changes[1:] |= codes[1:] != codes[:-1]
-        return _long_enough(np.split(np.arange(table.num_rows), np.flatnonzero(changes)))
-
-    def _gathered(self, table: pa.Table) -> list[npt.NDArray[np.int64]]:
-        codes = _codes(table.column(GROUP))
-        order = np.argsort(codes, kind="stable")
-        return _long_enough(np.split(order, np.flatnonzero(np.diff(codes[order])) + 1))
+                codes_N = _codes(table.column(name))
+                changes_N |= codes_N[1:] != codes_N[:-1]
+        return changes_N
 
     def _request(self, rows: pa.Table) -> Request:
         side = {name: [f.source for f in self._schema.side(name)] for name in ("user", "item", "context")}
@@ -75,15 +74,16 @@ class RequestSample:
         return Request(user[0], items, context if side["context"] else {})
 
 
-def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    codes: npt.NDArray[np.int64] = (
-        column.combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy().astype(np.int64)
-    )
-    return codes
+def _runs(changes_N: BoolArray) -> tuple[Int64Array, Int64Array]:
+    """Beginning and length of each run of rows that is long enough for a request."""
+    start = np.concatenate([[0], np.flatnonzero(changes_N) + 1])
+    ads = np.diff(start, append=len(changes_N) + 1)
+    return start[ads >= MIN_ADS], ads[ads >= MIN_ADS]
 
 
-def _long_enough(groups: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
-    return [rows for rows in groups if len(rows) >= MIN_ADS]
+def _codes(column: pa.ChunkedArray) -> Int64Array:
+    encoded = decoded(column.combine_chunks()).dictionary_encode(null_encoding="encode")
+    return to_numpy(encoded.indices).astype(np.int64)
 
 
 def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
