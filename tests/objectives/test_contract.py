@@ -104,7 +104,7 @@ def test_losses_are_finite_and_unreduced(case: Case) -> None:
         assert loss_B.shape == (64,)
         assert loss_B.isfinite().all()
         assert (loss_B >= 0).all()
-        assert loss_B.unique().numel() > 32  # one value an impression, not a mean spread over them
+        assert len(set(loss_B.tolist())) > 32  # one value an impression, not a mean spread over them
 
 
 @every_objective
@@ -159,7 +159,9 @@ def test_save_and_load_give_the_same_logits(case: Case, tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter.normal_()
     before = other.logits(batch)
-    other.load_state_dict(load_checkpoint(tmp_path / "best.pt"))
+    weights = load_checkpoint(tmp_path / "best.pt")
+    assert weights is not None
+    other.load_state_dict(weights)
     for role, logit_B in objective.logits(batch).items():
         assert not torch.equal(before[role], logit_B)
         assert torch.equal(other.logits(batch)[role], logit_B)

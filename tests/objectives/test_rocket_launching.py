@@ -83,7 +83,7 @@ def hint_step(objective: RocketLaunching, batch: Batch) -> tuple[dict[str, Tenso
     with torch.no_grad():
         for parameter in objective.parameters():
             if parameter.grad is not None:
-                parameter -= 0.01 * parameter.grad.to_dense()
+                parameter.sub_(parameter.grad.to_dense(), alpha=0.01)
     return before, objective.logits(batch)
 
 

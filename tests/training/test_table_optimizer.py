@@ -1,0 +1,132 @@
+"""What the optimizer of the tables promises, whatever its arithmetic."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ctrkit.training.table_optimizer import Method, TableOptimizer
+
+METHODS: tuple[Method, ...] = ("adam", "adagrad", "rowwise_adagrad")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def table(rows: int = 30) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def look_up(weight: nn.Parameter, step: int) -> torch.Tensor:
+    """A loss of a few rows, some of them twice, others at each step."""
+    rows = torch.tensor([3, 3, 5 + step % 4, 20])
+    target = torch.randn(4, 4, generator=torch.Generator().manual_seed(step))
+    return (nn.functional.embedding(rows, weight, sparse=True) - target).square().sum()
+
+
+def train(optimizer: TableOptimizer, weight: nn.Parameter, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        torch.autograd.backward(look_up(weight, step))
+        optimizer.step()
+
+
+@every_method
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
+def test_rows_that_are_not_looked_up_are_not_touched(method: Method, l2: float) -> None:
+    weight = table()
+    before = weight.detach().clone()
+    train(TableOptimizer([weight], method=method, lr=0.1, l2=l2), weight, range(6))
+    looked_up = {3, 5, 6, 7, 8, 20}
+    changed = {row for row in range(len(weight)) if not torch.equal(weight[row], before[row])}
+    assert changed == looked_up
+
+
+@every_method
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
+def test_steps_go_down(method: Method, l2: float) -> None:
+    weight = table()
+    optimizer = TableOptimizer([weight], method=method, lr=0.1, l2=l2)
+    first = look_up(weight, 0).item()
+    for _ in range(20):
+        train(optimizer, weight, range(1))
+    assert look_up(weight, 0).item() < 0.5 * first
+
+
+def test_adagrad_is_that_of_torch() -> None:
+    ours, theirs = table(), table()
+    optimizer = TableOptimizer([ours], method="adagrad", lr=0.1, l2=0.0)
+    reference = torch.optim.Adagrad([theirs], lr=0.1, eps=optimizer.defaults["eps"])
+    for step in range(8):
+        for each in (optimizer, reference):
+            each.zero_grad()
+        torch.autograd.backward(look_up(ours, step))
+        torch.autograd.backward(look_up(theirs, step))
+        assert theirs.grad is not None
+        theirs.grad = theirs.grad.to_dense()
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@every_method
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
+def test_a_saved_state_goes_on_bit_for_bit(method: Method, l2: float) -> None:
+    undisturbed = table()
+    train(TableOptimizer([undisturbed], method=method, lr=0.1, l2=l2), undisturbed, range(9))
+    weight = table()
+    optimizer = TableOptimizer([weight], method=method, lr=0.1, l2=l2)
+    train(optimizer, weight, range(4))
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = nn.Parameter(weight.detach().clone())
+    other = TableOptimizer([again], method=method, lr=0.7, l2=l2)
+    other.load_state_dict(saved)
+    train(other, again, range(4, 9))
+    assert torch.equal(again, undisturbed)
+
+
+class Touched(TorchDispatchMode):
+    """Counts the elements that operations write: a step's work, not its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
+        name = func.overloadpacket.__name__.strip("_")
+        indexed = func._schema.is_mutable and name.startswith(("index", "scatter"))
+        written = args[1:] if indexed else result  # an indexed write touches its operands' rows, not all of its target
+        self.elements += sum(
+            x.numel() for x in pytree.tree_leaves(written) if isinstance(x, torch.Tensor) and not x.is_sparse
+        )
+        return result
+
+
+@every_method
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
+def test_a_step_costs_the_rows_looked_up_whatever_the_size_of_the_table(method: Method, l2: float) -> None:
+    def work(rows: int) -> int:
+        weight = table(rows)
+        optimizer = TableOptimizer([weight], method=method, lr=0.1, l2=l2)
+        torch.autograd.backward(look_up(weight, 0))
+        with Touched() as touched:
+            optimizer.step()
+        return touched.elements
+
+    assert work(30) == work(30_000)
+    with Touched() as dense:
+        table(30_000).data.mul_(2.0)
+    assert dense.elements >= 30_000 * 4
+
+
+@every_method
+def test_a_table_that_was_not_looked_up_is_left_alone(method: Method) -> None:
+    weight = table()
+    before = weight.detach().clone()
+    TableOptimizer([weight], method=method, lr=0.1).step()
+    assert torch.equal(weight, before)
