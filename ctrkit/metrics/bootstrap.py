@@ -6,10 +6,11 @@ metrics are functions of m and of sums that every user has once (`ctrkit.metrics
 take seconds.
 
 Several runs of each model (different seeds, the same log): run s of A is paired with run s of B, and the difference of
-two models is the mean over pairs. Users and pairs are crossed random effects, and both are drawn (Owen, The pigeonhole
-bootstrap, Annals of Applied Statistics 2007): the interval is about the models as trained, not about these runs. Of R
-pairs, R - 1 are drawn, with replacement, which makes the variance over pairs unbiased (Rao and Wu, JASA 1988). The
-spread of fewer than five runs is itself poorly known, and no interval mends that.
+two models is the mean over R pairs. A pair's difference is the models' difference, plus what its seeds brought, taken
+to be normal, plus what these users brought, which all pairs share. So every resample of the users gets a draw of the
+seeds' part as well: Student's t with R - 1 degrees of freedom, times the pairs' standard error. The interval is then
+about the models as they are trained, not about these runs, and is wide if the runs are few: two tell next to nothing
+about their spread, five are a fair start.
 """
 
 from collections.abc import Sequence
@@ -100,8 +101,8 @@ def paired_bootstrap(
     count = len(runs_a)
     differences = {}
     for i, metric in enumerate(metrics):
-        drawn = _mean_over_runs(draws[i, :, count:] - draws[i, :, :count], seed)
-        drawn = drawn[~np.isnan(drawn)]
+        of_pairs = whole[i, count:] - whole[i, :count]
+        drawn = _mean_over_runs(draws[i, :, count:] - draws[i, :, :count], of_pairs, seed)
         low, high = _percentiles(drawn, level)
         of_a, of_b = float(whole[i, :count].mean()), float(whole[i, count:].mean())
         differences[metric] = Difference(
@@ -126,8 +127,7 @@ def bootstrap_intervals(
     draws, whole, users = _resample(y_true, runs, groups, metrics, weighting, resamples, seed)
     intervals = {}
     for i, metric in enumerate(metrics):
-        drawn = _mean_over_runs(draws[i], seed)
-        drawn = drawn[~np.isnan(drawn)]
+        drawn = _mean_over_runs(draws[i], whole[i], seed)
         low, high = _percentiles(drawn, level)
         intervals[metric] = Interval(metric, float(whole[i].mean()), low, high, level, users, len(runs), len(drawn))
     return intervals
@@ -193,14 +193,17 @@ def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:
     return [array] if array.ndim == 1 else list(array)
 
 
-def _mean_over_runs(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """The mean [resamples] over runs drawn anew in every resample, one fewer than there are, of values [.., runs]."""
-    resamples, runs = values.shape
-    if runs == 1:
-        return values[:, 0]
-    rng = np.random.default_rng([seed, runs])
-    picked = rng.integers(0, runs, (resamples, runs - 1))
-    return np.asarray(np.take_along_axis(values, picked, axis=1).mean(axis=1))
+def _mean_over_runs(drawn: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Mean over runs plus a draw of the seeds' part [resamples], undefined ones left out.
+
+    drawn: values of resamples [resamples, runs]; whole: of the log itself [runs].
+    """
+    mean = drawn.mean(axis=1)
+    runs = len(whole)
+    if runs > 1:
+        standard_error = whole.std(ddof=1) / np.sqrt(runs)
+        mean = mean + standard_error * np.random.default_rng([seed, runs]).standard_t(runs - 1, len(mean))
+    return np.asarray(mean[~np.isnan(mean)])
 
 
 def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:

@@ -100,16 +100,16 @@ def reliability_curve(
         raise UserError(f"bins is {bins}; give 1 or more")
     clicks, p, weight = _columns(y_true, probability, sample_weight)
     mass = np.ones(len(p)) if weight is None else weight
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p)
     order = order[mass[order] > 0]
     p, clicked, mass = p[order], clicks[order], mass[order]
     if not p.size:
         none = np.zeros(0)
         return ReliabilityCurve(none, none, none, none, none)
-    middle = np.cumsum(mass) - mass / 2
     first_of_tie = np.flatnonzero(np.diff(p, prepend=-1.0))
-    last_of_tie = np.append(first_of_tie[1:], len(p)) - 1
-    bin_of_tie = np.floor((middle[first_of_tie] + middle[last_of_tie]) / 2 / mass.sum() * bins)
+    end = np.cumsum(mass)[np.append(first_of_tie[1:], len(p)) - 1]  # the mass up to the end of every tie
+    middle = (end + np.append(0.0, end[:-1])) / 2
+    bin_of_tie = np.floor(middle / end[-1] * bins)
     starts = first_of_tie[np.flatnonzero(np.diff(bin_of_tie, prepend=-1.0))]
     total = np.add.reduceat(mass, starts)
     return ReliabilityCurve(

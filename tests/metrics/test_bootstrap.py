@@ -154,9 +154,21 @@ def test_runs_add_their_own_spread() -> None:
     losses = [log_loss(y, run) for run in spread]
     assert runs.b == pytest.approx(np.mean(losses), abs=1e-12)
     middle = paired_bootstrap(y, a, spread[6], groups, metrics=["log_loss"])["log_loss"]
-    of_runs = 2 * 1.96 * np.std(losses, ddof=1) / np.sqrt(8)
+    student = 2.365  # 97.5 % of Student's t with 7 degrees of freedom
+    of_runs = 2 * student * np.std(losses, ddof=1) / np.sqrt(8)
     assert of_runs > middle.high - middle.low
     assert runs.high - runs.low == pytest.approx(np.hypot(of_runs, middle.high - middle.low), rel=0.1)
+
+
+def test_two_runs_tell_little() -> None:
+    rng = np.random.default_rng(13)
+    y, a, b, groups = simulate(rng, 500, 5000)
+    shifted = sigmoid(np.log(b / (1 - b)) + np.array([[-0.2], [0.2]]))
+    width = {}
+    for name, of_b in (("two", shifted), ("eight", np.repeat(shifted, 4, axis=0))):
+        each = paired_bootstrap(y, np.stack([a] * len(of_b)), of_b, groups, metrics=["log_loss"])["log_loss"]
+        width[name] = each.high - each.low
+    assert width["two"] > 3 * width["eight"]
 
 
 def test_resamples_without_a_click_are_counted_out() -> None:

@@ -304,7 +304,10 @@ def test_zero_weights_leave_rows_out() -> None:
         ({"weighting": "rows"}, "weighting 'rows' is not one of impressions, clicks, uniform"),
     ],
 )
-def test_errors_name_the_column_the_count_and_the_first_row(change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_column_the_count_and_the_first_row(
+    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "CHUNK_ROWS", 2)  # the count and the row are those of the log, not of a step
     arguments: dict[str, Any] = {
         "y_true": [0, 1, 0, 1],
         "y_score": [0.1, 0.2, 0.3, 0.4],

@@ -140,6 +140,13 @@ def test_equal_probabilities_share_a_bin_whatever_the_row_order() -> None:
         assert curve.predicted == pytest.approx([0.1, 0.2, 0.6], abs=1e-15)
         assert curve.weight.tolist() == [2, 30, 8]
         assert curve.ece == pytest.approx((2 * 0.1 + 0 + 8 * (0.625 - 0.6)) / 40, abs=1e-15)
+    weight = np.array([1.0] * 30 + [0.1] * 2 + [9.0, 0.1, 5.0, 0.2, 7.0, 1.0, 1.0, 0.7])
+    bins = [
+        reliability_curve(y[order], p[order], bins=10, sample_weight=weight[order])
+        for order in (np.arange(40), np.arange(40)[::-1], shuffled)
+    ]
+    for curve in bins:
+        assert curve.weight == pytest.approx([0.2, 30.0, 24.0], abs=1e-12)
 
 
 def test_debias_inverts_negative_down_sampling() -> None:
