@@ -143,3 +143,14 @@ def test_batches_do_not_hold_more_than_a_chunk(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": range(600_000)}), tmp_path / "x.parquet", row_group_size=600_000)
     chunks = list(open_log(str(tmp_path)).chunks(["a"]))
     assert max(chunk.columns.num_rows for chunk in chunks) <= source.CHUNK_ROWS
+
+
+def test_a_flipped_bit_is_found_where_the_writer_wrote_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(LOG, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or damaged"):
+        read(open_log(str(path)), "a")
