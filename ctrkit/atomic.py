@@ -78,6 +78,13 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         new.unlink(missing_ok=True)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed `atomic_file` calls left in a directory that no other process writes into now."""
+    for leftover in directory.glob(".*.new-*"):
+        if leftover.is_file():
+            leftover.unlink()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all; raises as `atomic_file` does."""
     with atomic_file(path) as file:

@@ -1,5 +1,6 @@
 """The embedding tables and the vector that they give each impression."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.modules.embedding_configs import PoolingType
 
 from ctrkit.data.batch import Batch
+
+# TorchRec's lookups make torch warn its own developers, once a process, of a function that they call.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

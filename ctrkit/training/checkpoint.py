@@ -19,7 +19,8 @@ def save_checkpoint(path: Path, content: Any) -> None:
 def load_checkpoint(path: Path) -> Any | None:
     """What `save_checkpoint` wrote, or None if there is no such file.
 
-    Only tensors and plain values are read, never code (`weights_only`).
+    Only tensors and plain values are read, never code (`weights_only`); they come to the CPU, whatever device they were
+    saved from.
 
     Raises:
         UserError: the file is there but not readable.
@@ -27,6 +28,6 @@ def load_checkpoint(path: Path) -> Any | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); delete it to train from the start") from error
+        raise UserError(f"{path}: not a readable checkpoint; delete it to train from the start") from error

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ctrkit.atomic import atomic_file
+from ctrkit.atomic import atomic_file, remove_leftovers
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
@@ -46,8 +46,9 @@ class Progress:
 class Trainer:
     """Trains an objective until the epochs are over or the monitored metric has stopped to improve.
 
-    After each evaluation the run is saved: `last.pt`, from which `fit` goes on after it was killed, and `best.pt`, the
-    weights with the best metric so far, which `fit` leaves in the objective. `metrics.jsonl` has a line an evaluation.
+    The directory is this run's alone. After each evaluation the run is saved: `last.pt`, from which `fit` goes on after
+    it was killed, and `best.pt`, the weights with the best metric so far, which `fit` leaves in the objective.
+    `metrics.jsonl` has a line an evaluation.
 
     Args:
         objective: what is trained.
@@ -107,7 +108,6 @@ class Trainer:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._resume()
-        every = -(-train.num_batches // self.evaluations_per_epoch)
         running = _RunningLosses()
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
@@ -118,17 +118,24 @@ class Trainer:
                     bar.update(len(batch))
                     if self.progress.step % 20 == 0:
                         bar.set_postfix(running.means(), refresh=False)
-                    if self.progress.batches % every == 0 or self.progress.batches == train.num_batches:
+                    if self._evaluation_due(train.num_batches):
                         if self.progress.batches == train.num_batches:
                             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
                         self._evaluate(evaluate, running)
                         if self._finished():
                             break
-        self.objective.load_state_dict(torch.load(self.directory / "best.pt", weights_only=True))
+        best = load_checkpoint(self.directory / "best.pt")
+        assert best is not None, "there is one after the first evaluation"
+        self.objective.load_state_dict(best)
         return self.progress
 
     def _finished(self) -> bool:
         return self.progress.epoch >= self.epochs or self.progress.stale >= self.patience
+
+    def _evaluation_due(self, num_batches: int) -> bool:
+        """Whether a multiple of 1 / evaluations_per_epoch of an epoch has just been passed."""
+        done = self.progress.batches * self.evaluations_per_epoch
+        return done // num_batches > (done - self.evaluations_per_epoch) // num_batches
 
     def _bar(self, total: int, done: int) -> "tqdm[Any]":
         return tqdm(
@@ -231,8 +238,11 @@ class Trainer:
             file.write(lines.encode())
 
     def _resume(self) -> None:
+        remove_leftovers(self.directory)
         state = load_checkpoint(self.directory / "last.pt")
         if state is None or state["fingerprint"] != self.fingerprint or not (self.directory / "best.pt").exists():
+            for name in ("last.pt", "best.pt", "metrics.jsonl"):  # of another run: never taken for this one's
+                (self.directory / name).unlink(missing_ok=True)
             return
         self.objective.load_state_dict(state["objective"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -87,11 +87,11 @@ def test_a_saved_state_goes_on_bit_for_bit(method: Method, l2: float) -> None:
     assert torch.equal(again, undisturbed)
 
 
-class Touched(TorchDispatchMode):
+class Touched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the elements that operations write: a step's work, not its time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -114,12 +114,14 @@ def test_a_step_costs_the_rows_looked_up_whatever_the_size_of_the_table(method: 
         weight = table(rows)
         optimizer = TableOptimizer([weight], method=method, lr=0.1, l2=l2)
         torch.autograd.backward(look_up(weight, 0))
-        with Touched() as touched:
+        touched = Touched()
+        with touched:
             optimizer.step()
         return touched.elements
 
     assert work(30) == work(30_000)
-    with Touched() as dense:
+    dense = Touched()
+    with dense:
         table(30_000).data.mul_(2.0)
     assert dense.elements >= 30_000 * 4
 

@@ -1,0 +1,327 @@
+"""The loop: the best checkpoint is the best, a killed run goes on, and what is wrong is said."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctrkit.errors import UserError
+from ctrkit.training.checkpoint import load_checkpoint
+from tests import networks
+from tests.training import small_run
+from tests.training.small_run import Scripted, equal
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return small_run.write_log(tmp_path / "log.parquet")
+
+
+def fit(
+    log: Path, directory: Path, values: Sequence[float | None], *, monitor: str = "gauc", **settings: Any
+) -> tuple[Any, Scripted]:
+    """Train by a scripted metric; the trainer and the evaluation."""
+    train, evaluate = small_run.loader(log), Scripted(values, monitor)
+    run = small_run.trainer(small_run.rocket(), directory, train, monitor=monitor, **settings)
+    run.fit(train, evaluate)
+    return run, evaluate
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "best"),
+    [
+        ("gauc", [0.5, 0.7, 0.6], 1),
+        ("gauc", [0.5, 0.6, 0.7], 2),
+        ("gauc", [0.7, 0.7, 0.7], 0),  # the first of equals: later is no better
+        ("log_loss", [0.5, 0.3, 0.4], 1),
+        ("log_loss", [0.3, 0.5, 0.4], 0),
+        ("normalized_entropy", [0.9, 1.1, 0.8], 2),
+    ],
+)
+def test_the_best_weights_are_those_of_the_best_evaluation(
+    log: Path, tmp_path: Path, monitor: str, values: list[float], best: int
+) -> None:
+    run, evaluation = fit(log, tmp_path / "run", values, monitor=monitor)
+    assert len(evaluation.seen) == 3
+    assert equal(run.objective.state_dict(), evaluation.seen[best])
+    assert not any(equal(evaluation.seen[best], other) for i, other in enumerate(evaluation.seen) if i != best)
+    saved = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert saved is not None
+    assert equal(saved, evaluation.seen[best])
+    assert run.progress.best == values[best]
+    assert run.progress.best_step == 6 * (best + 1)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "patience", "evaluations"),
+    [
+        ("gauc", [0.5, 0.7, 0.6, 0.65, 0.9], 2, 4),  # two without improvement
+        ("gauc", [0.5, 0.7, 0.6, 0.71, 0.6, 0.6, 0.9], 2, 6),  # an improvement starts the count again
+        ("gauc", [0.5, 0.5], 1, 2),  # no improvement is none
+        ("log_loss", [0.5, 0.4, 0.45, 0.3], 1, 3),
+        ("log_loss", [0.5, 0.4, 0.3, 0.2], 1, 4),  # falling is improving
+    ],
+)
+def test_early_stopping(
+    log: Path, tmp_path: Path, monitor: str, values: list[float], patience: int, evaluations: int
+) -> None:
+    run, evaluation = fit(log, tmp_path / "run", values, monitor=monitor, patience=patience, epochs=len(values))
+    assert len(evaluation.seen) == evaluations
+    assert run.progress.step == 6 * evaluations
+
+
+def test_a_metric_that_is_not_defined_is_said(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.monitor 'gauc' is not defined on the validation part"):
+        fit(log, tmp_path / "run", [None])
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4, 5, 6, 7])
+def test_evaluations_of_an_epoch_are_as_many_as_asked_and_evenly_spaced(
+    log: Path, tmp_path: Path, evaluations: int
+) -> None:
+    # six batches an epoch: 4 and 5 do not divide it, 7 are more than there are
+    run, _ = fit(log, tmp_path / "run", [0.5] * 14, epochs=2, evaluations_per_epoch=evaluations)
+    steps = [line["step"] for line in history(tmp_path / "run")]
+    expected = sorted({math.ceil(6 * i / evaluations) for i in range(1, evaluations + 1)})
+    assert steps == [*expected, *(6 + step for step in expected)]
+    assert run.progress.step == 12
+    assert run.progress.rows == 2 * small_run.ROWS
+
+
+def test_metrics_have_a_line_an_evaluation(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.5, 0.6, 0.4], epochs=3)
+    lines = history(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["rows"] for line in lines] == [96, 192, 288]
+    assert [line["valid"]["light"]["gauc"] for line in lines] == [0.5, 0.6, 0.4]
+    assert all(line["losses"].keys() == {"light", "booster", "hint"} for line in lines)
+    losses = [line["losses"]["booster"] for line in lines]
+    assert losses[2] < losses[0]
+
+
+def test_losses_are_means_since_the_last_evaluation(log: Path, tmp_path: Path) -> None:
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train, epochs=1, evaluations_per_epoch=2)
+    seen: list[float] = []
+    losses = run.objective.losses
+
+    def watched(batch: Any) -> dict[str, torch.Tensor]:
+        found = losses(batch)
+        seen.append(found["label"].mean().item())
+        return found
+
+    run.objective.losses = watched  # type: ignore[method-assign]
+    run.fit(train, Scripted([0.5, 0.6]))
+    expected = [sum(seen[:3]) / 3, sum(seen[3:]) / 3]
+    assert [line["losses"]["label"] for line in history(tmp_path / "run")] == pytest.approx(expected, abs=1e-6)
+
+
+def test_scalars_are_logged_with_their_step(log: Path, tmp_path: Path) -> None:
+    train, scalars = small_run.loader(log), list[tuple[str, float, int]]()
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=2)
+    run.log_scalars = lambda tag, value, step: scalars.append((tag, value, step))
+    run.fit(train, Scripted([0.5, 0.6]))
+    assert ("valid/light/gauc", 0.5, 6) in scalars
+    assert ("valid/booster/gauc", 0.6, 12) in scalars
+    assert {tag for tag, _, _ in scalars} == {
+        *(f"loss/{name}" for name in ("light", "booster", "hint")),
+        *(f"valid/{role}/gauc" for role in ("light", "booster")),
+    }
+
+
+# --- reproducible
+
+
+def trained(log: Path, directory: Path, seed: int, *, loader_seed: int | None = None) -> dict[str, torch.Tensor]:
+    train = small_run.loader(log, seed=seed if loader_seed is None else loader_seed)
+    run = small_run.trainer(small_run.rocket(seed), directory, train, seed=seed, epochs=2)
+    run.fit(train, Scripted([0.5, 0.6]))
+    return dict(run.objective.state_dict())
+
+
+def test_the_same_seed_gives_the_same_numbers(log: Path, tmp_path: Path) -> None:
+    first, second = (trained(log, tmp_path / name, 3) for name in ("first", "second"))
+    assert equal(first, second)
+    other = trained(log, tmp_path / "other", 4)
+    assert all(not torch.equal(first[name], other[name]) for name in first if first[name].is_floating_point())
+    shuffled = trained(log, tmp_path / "shuffled", 3, loader_seed=4)
+    assert not equal(first, shuffled)
+
+
+def test_a_run_killed_anywhere_goes_on_to_the_same_weights(log: Path, tmp_path: Path) -> None:
+    program = subprocess.run(
+        [sys.executable, "-m", "tests.training.killed_run", str(log), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr
+    places = [json.loads(line) for line in program.stdout.splitlines()]
+    assert len(places) == 10
+    for place in places:
+        assert place["fate"] == -9, place
+        assert place["equal"], place
+        assert place["after"] == ["best.pt", "last.pt", "metrics.jsonl", "result.pt"], place
+    left = {place["place"]: place["left"] for place in places}
+    assert left["evaluation 1"] == []
+    assert "last.pt" not in left["within last 1"]  # half of it lies there under another name
+    assert any(name.startswith(".last.pt") for name in left["within last 1"])
+
+
+def test_a_finished_run_is_not_trained_again(log: Path, tmp_path: Path) -> None:
+    first, _ = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    again, evaluation = fit(log, tmp_path / "run", [])
+    assert evaluation.seen == []
+    assert equal(first.objective.state_dict(), again.objective.state_dict())
+    assert again.progress == first.progress
+
+
+def test_a_run_of_another_fingerprint_starts_anew(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.9, 0.8, 0.7], fingerprint="old")
+    _, evaluation = fit(log, tmp_path / "run", [0.1, 0.2, 0.3], fingerprint="new")
+    undisturbed, _ = fit(log, tmp_path / "other", [0.1, 0.2, 0.3], fingerprint="new")
+    assert equal(evaluation.seen[2], undisturbed.objective.state_dict())
+    assert [line["valid"]["light"]["gauc"] for line in history(tmp_path / "run")] == [0.1, 0.2, 0.3]
+
+
+def test_the_weights_of_another_fingerprint_are_gone_before_new_ones_come(log: Path, tmp_path: Path) -> None:
+    # killed between best.pt and last.pt, then called with the old recipe again: that must not find the new best.pt
+    fit(log, tmp_path / "run", [0.9, 0.8, 0.7], fingerprint="old")
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, fingerprint="new")
+
+    def killed(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(train, killed)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+
+
+def test_without_the_best_weights_a_run_starts_anew(log: Path, tmp_path: Path) -> None:
+    first, _ = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    (tmp_path / "run" / "best.pt").unlink()
+    again, evaluation = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    assert len(evaluation.seen) == 3
+    assert equal(first.objective.state_dict(), again.objective.state_dict())
+
+
+def test_a_broken_checkpoint_is_named(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    (tmp_path / "run" / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint; delete it"):
+        fit(log, tmp_path / "run", [0.5])
+
+
+# --- what goes wrong
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    log = small_run.write_log(tmp_path / "log.parquet")
+    train, evaluate = small_run.loader(log), Scripted([0.5, 0.6])
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
+    with pytest.raises(StopIteration):
+        run.fit(train, evaluate)  # two evaluations, then the script ends: as if it were killed
+    last = (tmp_path / "run" / "last.pt").read_bytes()
+    poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=60)
+    train = small_run.loader(poisoned)
+    batches = [(i, b.dense_BD.isnan().any().item()) for i, b in enumerate(train.epoch(2))]
+    step = next(12 + i + 1 for i, found in batches if found)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
+    with pytest.raises(UserError) as caught:
+        run.fit(train, Scripted([0.7]))
+    message = str(caught.value)
+    assert f"the loss is not finite at step {step} (epoch 3)" in message
+    assert f"{poisoned}, row group 2" in message  # 60 // 24
+    assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}" in message
+    assert (tmp_path / "run" / "last.pt").read_bytes() == last
+    assert all(p.isfinite().all() for p in run.objective.parameters())  # the poison moved nothing
+
+
+def test_a_first_step_that_is_not_finite_says_that_there_is_no_checkpoint(tmp_path: Path) -> None:
+    train = small_run.loader(small_run.write_log(tmp_path / "log.parquet", poison=0))
+    run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train, fingerprint="new")
+    with pytest.raises(UserError, match="There is no checkpoint yet"):
+        run.fit(train, Scripted([0.5]))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(log: Path, tmp_path: Path) -> None:
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train)
+    losses = run.objective.losses
+    before = {name: tensor.clone() for name, tensor in run.objective.state_dict().items()}
+
+    def cusp(batch: Any) -> dict[str, torch.Tensor]:
+        # finite, but its slope is not: the root of zero
+        return {name: (loss_B - loss_B.detach()).abs().sqrt() for name, loss_B in losses(batch).items()}
+
+    run.objective.losses = cusp  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"the gradient is not finite at step 1 .*row group \d"):
+        run.fit(train, Scripted([0.5]))
+    assert equal(dict(run.objective.state_dict()), before)
+
+
+# --- the arithmetic of a step
+
+
+def test_the_weight_of_an_impression_multiplies_its_loss(tmp_path: Path) -> None:
+    weight = [2.0 if row % 3 == 0 else 0.0 for row in range(small_run.ROWS)]
+    log = small_run.write_log(tmp_path / "log.parquet", weight=weight)
+    schema = networks.schema()
+    train = small_run.loader(log, batch_size=small_run.ROWS, schema=schema)
+    objective = small_run.pointwise()
+    batch = next(train.epoch())
+    loss_B = objective.losses(batch)["label"]
+    expected = (loss_B * batch.weight_B).sum().item() / small_run.ROWS
+    assert batch.weight_B.sum() == 2.0 * small_run.ROWS / 3
+    run = small_run.trainer(objective, tmp_path / "run", train, epochs=1)
+    run.fit(train, Scripted([0.5]))
+    assert history(tmp_path / "run")[0]["losses"]["label"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_impressions_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
+    log = small_run.write_log(tmp_path / "log.parquet", weight=[0.0] * small_run.ROWS)
+    train, objective = small_run.loader(log), small_run.pointwise()
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    run = small_run.trainer(objective, tmp_path / "run", train, epochs=1)
+    run.fit(train, Scripted([0.5]))
+    assert equal(dict(run.objective.state_dict()), before)
+
+
+def test_the_gradient_of_the_towers_is_clipped(log: Path, tmp_path: Path) -> None:
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=1, clip_norm=1e-3)
+    norms: list[float] = []
+
+    def watched(*_: Any) -> None:
+        norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in run.clipped if p.grad is not None)))
+
+    run.optimizers[0].register_step_pre_hook(watched)
+    run.fit(train, Scripted([0.5]))
+    assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
+
+
+def test_schedules_advance_once_a_batch(log: Path, tmp_path: Path) -> None:
+    run, _ = fit(log, tmp_path / "run", [0.5, 0.6], epochs=2, schedule="linear", warmup_steps=4)
+    assert [group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups] == [0.0, 0.0]
+    assert [scheduler.last_epoch for scheduler in run.schedulers] == [12, 12]
+
+
+def test_the_objective_trains_in_training_mode_after_an_evaluation(log: Path, tmp_path: Path) -> None:
+    train, modes = small_run.loader(log), list[bool]()
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=2)
+    losses = run.objective.losses
+    run.objective.losses = lambda batch: modes.append(run.objective.training) or losses(batch)  # type: ignore
+    run.fit(train, small_run.mean_logit(log))
+    assert modes == [True] * 12
