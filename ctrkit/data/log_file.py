@@ -61,13 +61,22 @@ class LogFile:
                 arrays = [
                     pa.repeat(pa.scalar(self.partition[name], schema.field(name).type), batch.num_rows)
                     if name in self.partition
-                    else _as_type(batch.column(name), schema.field(name).type)
+                    else self._as_type(batch.column(name), name, schema.field(name).type)
                     for name in columns
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
                 done += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(_unreadable(self.path, self.row_group_rows is None, error, done)) from error
+
+    def _as_type(self, array: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
+        try:
+            return array if array.type == kind else array.cast(kind)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{self.path}: column '{name}' is {array.type} here and {kind} elsewhere, which cannot hold it; write it "
+                f"with one type ({error})"
+            ) from error
 
     def _read(self, columns: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         if self.row_group_rows is None:
@@ -78,10 +87,6 @@ class LogFile:
         else:
             with _open_parquet(self.filesystem, self.path) as reader:
                 yield from reader.iter_batches(rows, self.row_groups, columns=list(columns))
-
-
-def _as_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    return array if array.type == kind else array.cast(kind)
 
 
 def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mapping[str, pa.DataType]) -> LogFile:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ctrkit.errors import UserError
 
 CHUNK_ROWS = 1 << 18
 _SAMPLE_PLACES = 10
+_OPENING_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def open_log(paths: str | Sequence[str], format: Format = "auto") -> ClickLog:
     """
     found = [item for path in ([paths] if isinstance(paths, str) else paths) for item in find_files(path, format)]
     keys = _partition_keys([info.path for _, info in found])
-    files = [open_file(filesystem, info, format, keys) for filesystem, info in found]
+    with ThreadPoolExecutor(_OPENING_THREADS) as pool:  # of remote files each footer is a round trip
+        files = list(pool.map(lambda item: open_file(item[0], item[1], format, keys), found))
     return ClickLog(tuple(files), _common_schema(files, keys))
 
 

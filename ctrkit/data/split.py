@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
-from ctrkit.data.locate import SUFFIXES, Format, exists
+from ctrkit.data.locate import SUFFIXES, Format, exists, find_files
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
 from ctrkit.data.source import Chunk, ClickLog, open_log, require_columns
@@ -191,18 +191,16 @@ def _by_files(path: str, data: DataConfig, split: SplitByFiles) -> SplitLog:
             )
         if len(paths) > 1:
             raise UserError(f"{path}: both {' and '.join(paths)} could be the {part} part; name one in data.split")
-    logs = {part: open_log(paths, data.format) for part, paths in found.items()}
     part_by_path: dict[str, int] = {}
     for code, part in enumerate(PARTS):
-        for file in logs[part].files:
-            if file.path in part_by_path:
+        for _, info in find_files(found[part][0], data.format):
+            if info.path in part_by_path:
                 raise UserError(
-                    f"{file.path}: is in the {PARTS[part_by_path[file.path]]} part and in the {part} part; "
+                    f"{info.path}: is in the {PARTS[part_by_path[info.path]]} part and in the {part} part; "
                     "a model that is tested on what it was trained on proves nothing"
                 )
-            part_by_path[file.path] = code
-    everything = open_log([path for paths in found.values() for path in paths], data.format)
-    return SplitLog(everything, FileSplit(part_by_path))
+            part_by_path[info.path] = code
+    return SplitLog(open_log([paths[0] for paths in found.values()], data.format), FileSplit(part_by_path))
 
 
 def _by_column(log: ClickLog, split: SplitByColumn) -> SplitLog:

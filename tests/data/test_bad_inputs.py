@@ -84,6 +84,16 @@ def other_type_in_one_file(folder: Path) -> Case:
     return case(folder / "log")
 
 
+def large_integers_beside_floats(folder: Path) -> Case:
+    path = write_parts(folder / "log") / "test.parquet"
+    log = pq.read_table(path)
+    pq.write_table(log.set_column(4, "item_id", pa.array([2**53 + 1] * 60)), path)
+    path = folder / "log" / "train.parquet"
+    log = pq.read_table(path)
+    pq.write_table(log.set_column(4, "item_id", log["item_id"].cast(pa.float64())), path)
+    return case(folder / "log")
+
+
 def column_twice(folder: Path) -> Case:
     log = table()
     pq.write_table(log.append_column("price", log["price"]), folder / "x.parquet")
@@ -162,6 +172,10 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "column of two types": (
         other_type_in_one_file,
         "column 'item_id' is string in .*, but int64 in .*; write it with one type",
+    ),
+    "column of two types, one too narrow": (
+        large_integers_beside_floats,
+        r"test\.parquet: column 'item_id' is int64 here and double elsewhere, which cannot hold it",
     ),
     "column twice in a file": (column_twice, r"x\.parquet: column 'price' stands in it twice; rename one"),
     # label, group, weight, time
