@@ -74,8 +74,8 @@ class LogFile:
             return array if array.type == kind else array.cast(kind)
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{self.path}: column '{name}' is {array.type} here and {kind} elsewhere, which cannot hold it; write it "
-                f"with one type ({error})"
+                f"{self.path}: column '{name}' is {array.type} here and {kind} elsewhere, which cannot hold it; write "
+                f"it with one type ({error})"
             ) from error
 
     def _read(self, columns: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
