@@ -51,15 +51,23 @@ class Run:
     Args:
         recipe: what to do.
         directory: of the run.
+        data_directory: of the prepared log, if several runs share it; `directory`/data if not given.
         quiet: no progress.
         say: told what is done or skipped, a line at a time.
     """
 
     def __init__(
-        self, recipe: Recipe, directory: Path, *, quiet: bool = False, say: Callable[[str], None] = lambda _: None
+        self,
+        recipe: Recipe,
+        directory: Path,
+        *,
+        data_directory: Path | None = None,
+        quiet: bool = False,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
+        self.data_directory = data_directory or directory / "data"
         self.quiet = quiet
         self.say = say
         self._results: dict[str, dict[str, Any]] = {}
@@ -71,7 +79,7 @@ class Run:
         """The prepared log, prepared now if its input or the schema changed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / "recipe.json", as_dict(self.recipe))
-        place, schema = self.directory / "data", self.recipe.schema_()
+        place, schema = self.data_directory, self.recipe.schema_()
         if (place / "manifest.json").exists():
             log = self._open(place)
             if log is not None and log.fingerprint == data_fingerprint(self.recipe.data, schema):

@@ -32,7 +32,9 @@ class _BatchNorm(nn.BatchNorm1d):
 class MLP(nn.Module):
     """A tower: x[B, in_features] through hidden layers to one logit.
 
-    Each hidden layer is linear, batch norm if asked, activation, dropout. The defaults of a recipe are the towers of
+    Each hidden layer is linear, batch norm if asked, activation, dropout. Weights start as Xavier normal (Glorot,
+    Bengio, AISTATS 2010), biases as zero: torch's own default passes a several times smaller gradient to the tables,
+    against which their L2 penalty then weighs several times more. The defaults of a recipe are the towers of
     Rocket Launching's Table 5 (Zhou et al., AAAI 2018): light 200-80, booster 720-360-240-180-90.
 
     Args:
@@ -64,6 +66,10 @@ class MLP(nn.Module):
                 layers.append(nn.Dropout(dropout))
         layers.append(nn.Linear(self.widths[-2], 1))
         self.layers = nn.Sequential(*layers)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     @property
     def multiplications(self) -> int:

@@ -1,0 +1,90 @@
+"""Quality of a recipe's models over seeds: GAUC, AUC and log loss on the test part, medians and ranges.
+
+    python -m benchmarks.quality pipelines/movielens_1m.toml --set data.path=... --seeds 3 --out FILE
+
+Each seed is a run of its own in RUNS/NAME-seedK; the log is prepared once, and a killed benchmark goes on where it
+stopped. --quick does it on a small synthetic log.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import arguments, emit, table
+from ctrkit.config import load_recipe
+from ctrkit.run import Run
+
+METRICS = ("gauc", "auc", "log_loss", "pcoc")
+QUICK = ("data.synthetic.rows=60000", "train.epochs=1")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe for each seed and report."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("recipe", type=Path, nargs="?", default=Path("pipelines/demo.toml"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
+    options = parser.parse_args(argv)
+    result = measure(options)
+    emit(result, options.out)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate every model for every seed; prints the table, returns what the JSON line holds."""
+    overrides = [*options.set, *(QUICK if options.quick else ())]
+    seeds = range(2 if options.quick else options.seeds)
+    evaluations = []
+    name = load_recipe(options.recipe, overrides).name
+    for seed in seeds:
+        recipe = load_recipe(options.recipe, [*overrides, f"train.seed={seed}"])
+        run = Run(
+            recipe,
+            options.runs / f"{name}-quality" / f"seed{seed}",
+            data_directory=options.runs / f"{name}-quality" / "data",
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        evaluations.append({"networks": run.evaluation["networks"], "gap_closed": run.gap_closed()})
+    networks = {
+        network: {metric: _spread([e["networks"][network][metric] for e in evaluations]) for metric in METRICS}
+        for network in evaluations[0]["networks"]
+    }
+    table(
+        ["network", "test GAUC median [min-max]", "AUC", "log loss", "PCOC", "multiplications"],
+        [_row(n, m, evaluations[0]["networks"][n]["multiplications"]) for n, m in networks.items()],
+    )
+    rows = {part: run.log.rows(part) for part in ("train", "valid", "test")}
+    gaps = [e["gap_closed"] for e in evaluations]
+    return {
+        "recipe": name,
+        "set": overrides,
+        "seeds": list(seeds),
+        "rows": rows,
+        "networks": networks,
+        "gap_closed": gaps,
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {"median": None, "min": None, "max": None, "values": list(values)}
+    return {"median": statistics.median(known), "min": min(known), "max": max(known), "values": list(values)}
+
+
+def _row(name: str, metrics: Mapping[str, Mapping[str, Any]], multiplications: int | None) -> list[str]:
+    def shown(metric: str) -> str:
+        value = metrics[metric]["median"]
+        return "-" if value is None else f"{value:.4f}"
+
+    low, high = metrics["gauc"]["min"], metrics["gauc"]["max"]
+    spread = "" if low is None else f" [{low:.4f}-{high:.4f}]"
+    cost = "-" if multiplications is None else f"{multiplications:,}"
+    return [name, shown("gauc") + spread, shown("auc"), shown("log_loss"), shown("pcoc"), cost]
+
+
+if __name__ == "__main__":
+    main()
