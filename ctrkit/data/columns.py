@@ -143,7 +143,7 @@ def distinct(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
         values_N = to_numpy(array)
         low, high = int(values_N.min()), int(values_N.max())
         if high - low < len(array) // 4 and high < 2**63:  # close together: no need to hash them
-            return pa.array(np.arange(low, high + 1)), (values_N.astype(np.int64) - low).astype(np.int32)
+            return pa.array(np.arange(high - low + 1) + low), (values_N.astype(np.int64) - low).astype(np.int32)
     if not pa.types.is_dictionary(array.type) or array.dictionary.null_count or array.null_count:
         array = decoded(array).dictionary_encode(null_encoding="encode")
     return array.dictionary, to_numpy(array.indices).astype(np.int32, copy=False)

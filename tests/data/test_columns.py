@@ -30,6 +30,13 @@ def test_distinct_values_give_the_column_back(kind: pa.DataType, data: st.DataOb
         assert len(set(found.to_pylist())) == len(found)
 
 
+def test_close_integers_at_the_end_of_the_range_stay_integers() -> None:
+    values = [2**63 - 1, 2**63 - 2] * 9
+    found, codes_N = distinct(pa.array(values))
+    assert found.type == pa.int64()
+    assert found.take(pa.array(codes_N)).to_pylist() == values
+
+
 def test_close_integers_of_a_narrow_type_do_not_wrap() -> None:
     array = pa.array([*range(-128, 128)] * 9, pa.int8())
     found, codes_N = distinct(array)
