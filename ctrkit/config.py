@@ -5,12 +5,12 @@
     [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
     [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size
 
-Modules never see these objects: `ctrkit.pipeline` passes their values on as plain arguments.
+Modules never see these objects: `ctrkit.build` passes their values on as plain arguments.
 """
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -21,10 +21,14 @@ from ctrkit.schema import Feature, Schema
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Of what becomes a file or folder."""
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: true is no 1, "false" no false
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SplitByFiles(_Strict):
@@ -59,14 +63,14 @@ class SplitAtRandom(_Strict):
     by: Literal["random"]
     valid: Share = 0.1
     test: Share = 0.1
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SyntheticLog(_Strict):
     """The seeded synthetic display-ad log of `ctrkit.data.synthetic` in place of a path."""
 
     rows: Positive
-    seed: int = 0
+    seed: Seed = 0
     days: Annotated[int, Field(ge=3)] = 8
 
 
@@ -126,7 +130,7 @@ class TrainConfig(_Strict):
 
     epochs: Positive = 2
     batch_size: Positive = 1024
-    seed: int = 0
+    seed: Seed = 0
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -195,13 +199,13 @@ class BenchConfig(_Strict):
 class Recipe(_Strict):
     """A whole batch job."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Name
     data: DataConfig
     columns: ColumnsConfig
     features: dict[str, Feature] = Field(min_length=1)
     embedding: EmbeddingConfig = EmbeddingConfig()
     towers: dict[str, TowerConfig] = Field(min_length=1)
-    models: dict[str, Model] = Field(min_length=1)
+    models: dict[Name, Model] = Field(min_length=1)
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -224,6 +228,9 @@ class Recipe(_Strict):
                     raise ValueError(
                         f"model '{name}' names tower '{tower}', which is not in [towers]: {sorted(self.towers)}"
                     )
+            roles = [] if isinstance(model, PointwiseConfig) else [f"{name}_light", f"{name}_booster"]
+            for taken in {"oracle", *roles} & set(self.models):
+                raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
         if self.export.model is not None and self.export.model not in self.models:
             raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")
         if self.data.split.by == "time" and self.columns.time is None:
@@ -291,21 +298,31 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         location = [str(part) for part in problem["loc"]]
-        tags = set(_tags())
-        key = ".".join(part for i, part in enumerate(location) if not (i and part in tags and part != location[-1]))
+        context = problem.get("ctx", {})
+        key = ".".join(location[:2] + location[3:] if _has_tag(location) else location)
         match problem["type"]:
             case "extra_forbidden":
                 known = _known_keys(location[:-1])
-                near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+                near = difflib.get_close_matches(location[-1], known, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
                 yield f"{key}: unknown key; {hint}"
             case "missing":
                 yield f"{key}: required key is missing"
+            case "union_tag_not_found":
+                yield f"{key}.{context['discriminator'].strip(chr(39))}: required key is missing"
+            case "union_tag_invalid":
+                discriminator, tag = context["discriminator"].strip("'"), context["tag"]
+                yield f"{key}.{discriminator}: '{tag}' is none of {context['expected_tags']}"
             case _:
                 message = problem["msg"].removeprefix("Value error, ")
                 given = problem.get("input")
                 shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
                 yield f"{key}: {message}{shown}" if key else f"{message}{shown}"
+
+
+def _has_tag(location: Sequence[str]) -> bool:
+    """Whether pydantic's location has, in third place, the tag that chose a member of a union: no key of the recipe."""
+    return len(location) > 2 and (location[0] in ("features", "models") or list(location[:2]) == ["data", "split"])
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -315,25 +332,24 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _tags() -> Iterator[str]:
-    for model in (*_models_in(Feature), *_models_in(Model), *_models_in(DataConfig.model_fields["split"].annotation)):
-        for name in ("kind", "objective", "by"):
-            if name in model.model_fields:
-                yield from get_args(model.model_fields[name].annotation)
-
-
 def _known_keys(location: Sequence[str]) -> list[str]:
-    """Keys that are valid at a place of the recipe, walking the models from the top; union tags narrow the choice."""
+    """Keys that are valid at a place of the recipe: models are walked from the top, the tag of a union chooses one."""
     models: list[type[BaseModel]] = [Recipe]
-    for part in location:
-        tagged = [m for m in models if part in {a for f in m.model_fields.values() for a in get_args(f.annotation)}]
-        below = [
-            m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)
-        ]
-        models = tagged or below or models
+    for i, part in enumerate(location):
+        if i == 2 and _has_tag(location):
+            models = [m for m in models if part in {a for f in m.model_fields.values() for a in get_args(f.annotation)}]
+        else:
+            below = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            models = [m for annotation in below for m in _models_in(annotation)] or models
     return [name for model in models for name in model.model_fields if name != "name" or model is Recipe]
 
 
-def as_dict(recipe: Recipe) -> Mapping[str, Any]:
-    """The recipe as JSON-ready values, defaults included: what a run keeps beside its results."""
-    return recipe.model_dump(mode="json", exclude_none=True)
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-ready values, defaults included: what a run keeps beside its results.
+
+    Each model has the whole [train] that it is trained by.
+    """
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    for name, model in content["models"].items():
+        model["train"] = recipe.train_config(name).model_dump(mode="json", exclude_none=True)
+    return content

@@ -17,7 +17,7 @@ Side = Literal["user", "item", "context"]
 
 
 class _Feature(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str = Field(min_length=1)
     side: Side
@@ -74,7 +74,7 @@ class Schema(BaseModel):
 
     Raises:
         ValueError: two features of one name, a feature read from the label, or features that share a table but
-            disagree about its vocabulary.
+            disagree about its vocabulary or pooling.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,6 +114,8 @@ class Schema(BaseModel):
             settings = {(f.min_count, f.buckets) for f in members if isinstance(f, _TableFeature)} - {(None, None)}
             if len(settings) > 1:
                 raise ValueError(f"features of table '{table}' disagree about min_count or buckets; state them once")
+            if len({f.pooling for f in members if isinstance(f, SequenceFeature)}) > 1:
+                raise ValueError(f"sequences of table '{table}' disagree about pooling; give one of them its own table")
             if any(isinstance(f, DenseFeature) for f in members) and len(members) > 1:
                 raise ValueError(f"table '{table}' holds the buckets of a dense feature; nothing else can share it")
         return self

@@ -1,0 +1,162 @@
+"""What a recipe's values become: each reaches its place, and the learning rate is what the schedule says."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ctrkit.build import build_embedding, build_objective, build_optimizers, build_tower, learning_rate_factor
+from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig, TrainConfig
+from ctrkit.objectives.pointwise import Pointwise
+from ctrkit.objectives.rocket_launching import RocketLaunching
+from ctrkit.training.table_optimizer import TableOptimizer
+from tests import networks
+
+NUM_ROWS = networks.NUM_ROWS
+
+
+def recipe(**sections: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "data": {"path": "log"},
+            "columns": {"label": "click", "group": "user"},
+            "features": dict(networks.FEATURES),
+            "embedding": {"dim": 4, "dims": {"item": 6}, "init_std": 0.5},
+            "towers": {
+                "light": {"hidden": [8], "activation": "tanh", "dropout": 0.25},
+                "booster": {"hidden": [16, 8], "batch_norm": True},
+            },
+            "models": {
+                "light": {"objective": "pointwise", "tower": "light"},
+                "rocket": {
+                    "objective": "rocket_launching", "light": "light", "booster": "booster",
+                    "hint_weight": 0.25, "route": "paper", "train": {"seed": 5},
+                },
+            },
+            **sections,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        # warm-up of 4 steps, 10 in all
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0, 0.0]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.9330127, 0.75, 0.5, 0.25, 0.0669873, 0.0, 0.0]),
+    ],
+)
+def test_learning_rate_factors_by_hand(schedule: str, factors: list[float]) -> None:
+    found = [learning_rate_factor(step, 10, 4, schedule) for step in range(12)]
+    assert found == pytest.approx(factors, abs=1e-7)
+
+
+def test_no_warm_up_starts_at_the_full_rate() -> None:
+    assert learning_rate_factor(0, 10, 0, "linear") == 1.0
+    assert learning_rate_factor(0, 1, 0, "cosine") == 1.0
+
+
+def test_a_warm_up_longer_than_the_run() -> None:
+    assert [learning_rate_factor(step, 3, 10, "linear") for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_a_pointwise_model() -> None:
+    objective = build_objective(recipe(), "light", NUM_ROWS)
+    assert isinstance(objective, Pointwise)
+    tower = objective.network.tower
+    assert [type(layer) for layer in tower.layers] == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
+    assert tower.widths == (4 + 6 + 6 + 4 + 2, 8, 1)
+
+
+def test_a_rocket() -> None:
+    objective = build_objective(recipe(), "rocket", NUM_ROWS)
+    assert isinstance(objective, RocketLaunching)
+    assert (objective.hint_weight, objective.route) == (0.25, "paper")
+    assert objective.light.tower.widths[1:] == (8, 1)
+    assert objective.booster.tower.widths[1:] == (16, 8, 1)
+    assert any(isinstance(m, nn.BatchNorm1d) for m in objective.booster.tower.modules())
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in objective.light.tower.modules())
+    assert objective.light.embedding is objective.booster.embedding
+
+
+def test_a_model_is_initialised_from_its_seed() -> None:
+    first, second = (build_objective(recipe(), "rocket", NUM_ROWS).state_dict() for _ in range(2))
+    other = build_objective(recipe(train={"seed": 5}), "light", NUM_ROWS).state_dict()
+    changed = recipe()
+    changed.models["rocket"].train.__dict__["seed"] = 6
+    third = build_objective(changed, "rocket", NUM_ROWS).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    table = "light.embedding.bags.embedding_bags.item.weight"
+    assert torch.equal(first[table], other[table.replace("light.", "network.")])
+    assert not torch.equal(first[table], third[table])
+
+
+def test_tables() -> None:
+    tables = {t.name: t for t in build_embedding(networks.schema(), recipe().embedding, NUM_ROWS).tables}
+    assert {name: (t.num_rows, t.dim) for name, t in tables.items()} == {
+        "user": (12, 4),
+        "item": (20, 6),
+        "tags": (7, 4),
+    }
+    assert tables["item"].features == ("recent", "item")
+    assert {name: t.pooling for name, t in tables.items()} == {"user": "mean", "item": "mean", "tags": "sum"}
+
+
+def test_rows_have_the_spread_asked_for() -> None:
+    embedding = build_embedding(networks.schema(), EmbeddingConfig(dim=50, init_std=0.3), {**NUM_ROWS, "item": 2000})
+    assert embedding.table_weights()["item"][2:].std().item() == pytest.approx(0.3, rel=0.02)
+
+
+def test_a_tower_has_the_layers_asked_for() -> None:
+    tower = build_tower(TowerConfig(hidden=[5], activation="gelu", dropout=0.5, batch_norm=True), 3)
+    assert [m.__class__.__name__.strip("_") for m in tower.layers] == [
+        "Linear", "BatchNorm", "GELU", "Dropout", "Linear",
+    ]  # fmt: skip
+
+
+def test_optimizers_divide_the_parameters_between_them() -> None:
+    objective = build_objective(recipe(), "rocket", NUM_ROWS)
+    config = TrainConfig(lr=0.1, weight_decay=0.2, table_lr=0.3, table_l2=0.4, table_optimizer="adagrad")
+    optimizers, schedulers, towers = build_optimizers(objective, config, 10)
+    tower_optimizer, table_optimizer = optimizers
+    assert type(tower_optimizer) is torch.optim.Adam
+    assert isinstance(table_optimizer, TableOptimizer)
+    assert (tower_optimizer.defaults["lr"], tower_optimizer.defaults["weight_decay"]) == (0.1, 0.2)
+    assert [table_optimizer.defaults[key] for key in ("lr", "l2", "method")] == [0.3, 0.4, "adagrad"]
+    of_towers, of_tables = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
+    assert [id(p) for p in of_towers] == [id(p) for p in towers]
+    assert {id(p) for p in of_tables} == {id(w) for w in objective.light.embedding.table_weights().values()}  # type: ignore
+    every = [*of_towers, *of_tables]
+    assert len({id(p) for p in every}) == len(every) == len(list(objective.parameters()))
+    assert len(schedulers) == 2
+
+
+def test_adamw_decays_apart_from_the_gradient() -> None:
+    optimizers, _, _ = build_optimizers(build_objective(recipe(), "light", NUM_ROWS), TrainConfig(optimizer="adamw"), 1)
+    assert type(optimizers[0]) is torch.optim.AdamW
+
+
+def test_both_optimizers_follow_the_schedule() -> None:
+    config = TrainConfig(lr=0.1, table_lr=0.2, schedule="linear", warmup_steps=2)
+    optimizers, schedulers, _ = build_optimizers(build_objective(recipe(), "light", NUM_ROWS), config, 4)
+    rates = []
+    for _ in range(5):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    factors = [0.5, 1.0, 1.0, 0.5, 0.0]
+    assert rates == [pytest.approx([0.1 * f, 0.2 * f]) for f in factors]
+
+
+def test_dense_features_alone_need_no_optimizer_of_tables() -> None:
+    features = {name: networks.FEATURES[name] for name in ("price", "bid")}
+    bare = recipe(features=features, embedding={})
+    objective = build_objective(bare, "light", {})
+    optimizers, _, _ = build_optimizers(objective, TrainConfig(), 1)
+    assert len(optimizers) == 1
+    assert objective.networks()[""](networks.batch(3, features)).shape == (3,)
