@@ -54,7 +54,7 @@ def export_bundle(
     encoded = [_as_tensors(encoder.encode(r.user, r.items, r.context)[0]) for r in requests]
     with tempfile.TemporaryDirectory() as temporary:
         export_onnx(plain, encoding.schema, Path(temporary))
-        difference = max(parity(plain, Path(temporary) / MODEL, x) for x in (*inputs, *encoded))
+        difference = parity(plain, Path(temporary) / MODEL, (*inputs, *encoded))
         with torch.no_grad():
             scores = tuple(tuple(plain(x).tolist()) for x in encoded)
         return write_bundle(

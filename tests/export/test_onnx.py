@@ -1,0 +1,212 @@
+"""The exported graph: equal to torch for every tower and every kind of feature, and nothing but what serves inside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from ctrkit.bundle import MODEL, WEIGHTS
+from ctrkit.errors import UserError
+from ctrkit.export.onnx import MAX_DIFFERENCE, OPSET, export_onnx, parity
+from ctrkit.export.plain_network import PlainNetwork, graph_inputs
+from ctrkit.nn.mlp import MLP
+from ctrkit.nn.network import Network
+from ctrkit.objectives.rocket_launching import RocketLaunching
+from ctrkit.schema import Schema
+from tests import networks
+
+EVERY = tuple(networks.FEATURES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tower over some features."""
+
+    name: str
+    features: tuple[str, ...]
+    hidden: tuple[int, ...]
+    tower: Mapping[str, Any]
+
+
+CASES = [
+    Case("every feature, batch norm, dropout, prelu", EVERY, (8, 4), {
+        "batch_norm": True, "dropout": 0.5, "activation": "prelu",
+    }),
+    Case("every feature, no hidden layer", EVERY, (), {}),
+    Case("sequences alone, silu", ("recent", "tags"), (8,), {"activation": "silu"}),
+    Case("single values alone, gelu", ("user", "item"), (8,), {"activation": "gelu"}),
+    Case("dense alone, tanh", ("price", "bid"), (8,), {"activation": "tanh"}),
+    Case("a sequence and a dense feature, leaky relu", ("tags", "price"), (8,), {"activation": "leaky_relu"}),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network beside its graph."""
+
+    network: Network
+    plain: PlainNetwork
+    schema: Schema
+    features: Mapping[str, Mapping[str, Any]]
+    model: Path
+
+
+def trained(features: Mapping[str, Mapping[str, Any]], hidden: Sequence[int], **tower: Any) -> Network:
+    """A network whose every weight and statistic is other than at the start."""
+    network = networks.network(features, hidden, **tower)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0.0, 0.8)
+    network.train()
+    for seed in range(3):
+        network(networks.batch(50, features, seed=seed))
+    return network
+
+
+def export(network: Network, features: Mapping[str, Mapping[str, Any]], folder: Path) -> Exported:
+    schema = networks.schema(features)
+    plain = PlainNetwork(network, schema)
+    export_onnx(plain, schema, folder)
+    return Exported(network, plain, schema, features, folder / MODEL)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    case: Case = request.param
+    features = {name: networks.FEATURES[name] for name in case.features}
+    return export(trained(features, case.hidden, **case.tower), features, tmp_path_factory.mktemp("graph"))
+
+
+@pytest.fixture(scope="module")
+def rocket(tmp_path_factory: pytest.TempPathFactory) -> tuple[RocketLaunching, Exported]:
+    """A rocket, and the graph of its light network."""
+    tables = networks.embedding()
+    objective = RocketLaunching(tables, MLP(tables.out_features, (8, 4)), MLP(tables.out_features, (33, 17)))
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter.normal_(0.0, 0.5)
+    folder = tmp_path_factory.mktemp("rocket")
+    return objective, export(objective.inference_model(), networks.FEATURES, folder)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 400])
+def test_equal_to_torch_for_any_number_of_ads(exported: Exported, rows: int) -> None:
+    batch = networks.batch(rows, exported.features, seed=9)
+    with torch.no_grad():
+        expected = torch.sigmoid(exported.network.eval()(batch))
+        found = exported.plain(graph_inputs(batch, exported.schema))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    if rows == 400:
+        assert expected.std() > 0.01  # the network tells ads apart
+    assert parity(exported.plain, exported.model, [graph_inputs(batch, exported.schema)]) <= 1e-6
+
+
+def test_the_graph_takes_and_gives_what_the_contract_says(exported: Exported) -> None:
+    graph = onnx.load(exported.model, load_external_data=False).graph
+    shapes = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in (*graph.input, *graph.output)
+    }
+    sparse = [f for f in exported.features if "kind" not in exported.features[f]]
+    dense = [f for f in exported.features if exported.features[f].get("kind") == "dense"]
+    expected: dict[str, list[Any]] = {"probability": ["N"]}
+    if sparse:
+        expected["ids"] = ["N", len(sparse)]
+    if dense:
+        expected["dense"] = ["N", len(dense)]
+    for name, longest in (("recent", 3), ("tags", 2)):
+        if name in exported.features:
+            expected |= {f"{name}_ids": ["N", longest], f"{name}_length": ["N"]}
+    assert shapes == expected
+
+
+def test_the_opset_is_pinned(exported: Exported) -> None:
+    assert [(o.domain, o.version) for o in onnx.load(exported.model).opset_import] == [("", OPSET)]
+
+
+def test_what_lies_beyond_the_length_of_a_list_does_not_matter(tmp_path: Path) -> None:
+    features = {name: networks.FEATURES[name] for name in ("recent", "tags")}
+    network = networks.network(features, ())
+    inputs = graph_inputs(networks.batch(50, features), networks.schema(features))
+    plain = PlainNetwork(network, networks.schema(features)).eval()
+    before = plain(inputs)
+    for name, longest in (("recent", 3), ("tags", 2)):
+        beyond = torch.arange(longest) >= inputs[f"{name}_length"].unsqueeze(1)
+        assert beyond.any()
+        inputs[f"{name}_ids"][beyond] = 5
+    assert torch.equal(plain(inputs), before)
+
+
+def floats(model: Path) -> list[np.ndarray]:
+    return [
+        array
+        for array in map(numpy_helper.to_array, onnx.load(model).graph.initializer)
+        if array.dtype == np.float32 and array.size
+    ]
+
+
+def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exported]) -> None:
+    objective, exported = rocket
+    light = [*objective.light.tower.parameters(), *objective.light.embedding.table_weights().values()]
+    arrays = floats(exported.model)
+    assert sum(array.size for array in arrays) == sum(p.numel() for p in light)
+    content = exported.model.read_bytes() + exported.model.with_name(WEIGHTS).read_bytes()
+    assert b"booster" not in content
+    widths = {size for array in arrays for size in array.shape}
+    assert not widths & {33, 17}
+    for parameter in objective.booster.tower.parameters():
+        assert parameter.detach().numpy().tobytes() not in content or parameter.numel() < 4
+    for parameter in light:
+        assert parameter.detach().numpy().tobytes() in content or parameter.dim() == 2  # matrices may be transposed
+
+
+def test_shared_tables_are_inside_once(rocket: tuple[RocketLaunching, Exported]) -> None:
+    _, exported = rocket
+    shapes = [array.shape for array in floats(exported.model)]
+    assert [shapes.count(shape) for shape in ((20, 4), (12, 4), (7, 4))] == [1, 1, 1]
+
+
+def test_large_weights_are_external(tmp_path: Path) -> None:
+    features = {"item": networks.FEATURES["item"]}
+    network = networks.network(features, ())
+    network.embedding.bags.embedding_bags["item"].weight = torch.nn.Parameter(torch.randn(50_000, 4))
+    exported = export(network, features, tmp_path)
+    graph = onnx.load(exported.model, load_external_data=False).graph
+    table = next(i for i in graph.initializer if list(i.dims) == [50_000, 4])
+    assert table.data_location == onnx.TensorProto.EXTERNAL
+    assert {entry.key: entry.value for entry in table.external_data}["location"] == WEIGHTS
+    assert exported.model.stat().st_size < 100_000
+    assert exported.model.with_name(WEIGHTS).stat().st_size >= 50_000 * 4 * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL, WEIGHTS]
+    inputs = {"ids": torch.tensor([[49_999], [0]])}
+    assert parity(exported.plain, exported.model, [inputs]) <= 1e-6
+
+
+def test_parity_is_the_largest_difference(rocket: tuple[RocketLaunching, Exported]) -> None:
+    _, exported = rocket
+    batches = [graph_inputs(networks.batch(20, seed=seed), exported.schema) for seed in range(3)]
+    each = [parity(exported.plain, exported.model, [inputs]) for inputs in batches]
+    assert parity(exported.plain, exported.model, batches) == max(each)
+
+
+@pytest.mark.parametrize("value", [0.05, float("nan")])
+def test_a_graph_that_differs_is_refused(rocket: tuple[RocketLaunching, Exported], value: float) -> None:
+    _, exported = rocket
+    batches = [graph_inputs(networks.batch(20), exported.schema)]
+    bias = next(p for p in exported.network.tower.parameters() if p.shape == (1,))
+    before = bias.item()
+    with torch.no_grad():
+        bias += value
+    try:
+        with pytest.raises(UserError, match=r"model\.onnx: ONNX Runtime and torch differ by .*nothing was exported"):
+            parity(exported.plain, exported.model, batches)
+    finally:
+        with torch.no_grad():
+            bias.fill_(before)
+    assert parity(exported.plain, exported.model, batches) <= MAX_DIFFERENCE
