@@ -1,0 +1,1 @@
+"""What is measured, and against whom; each script prints a table and, last, one line of JSON."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target):
+        for left in target.parent.glob(f".{target.name}.old-*"):  # killed between the two renames below
+            if not target.exists():
+                left.rename(target)
         for stale in (*target.parent.glob(f".{target.name}.new-*"), *target.parent.glob(f".{target.name}.old-*")):
             shutil.rmtree(stale, ignore_errors=True)
         new = target.with_name(f".{target.name}.new-{os.getpid()}")
@@ -34,7 +37,12 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             yield new
             if target.exists():
                 target.rename(old)
-            new.rename(target)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
         except OSError as error:
             if is_disk_full(error):
                 raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
@@ -75,7 +83,8 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); what was there before is kept") from error
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
 
 
 def remove_leftovers(directory: Path) -> None:

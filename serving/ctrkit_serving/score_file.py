@@ -1,11 +1,10 @@
 """Scores of a file of requests."""
 
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctrkit.atomic import atomic_file
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.request import read_requests
@@ -33,22 +32,13 @@ def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown:
     """
     scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
     num_requests = num_ads = 0
-    partial = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-    try:
-        with partial.open("x", encoding="utf-8") as file:
-            for request in read_requests(requests):
-                num_requests += 1
-                try:
-                    scores_N = scorer.score_request(request)
-                except UserError as error:
-                    raise UserError(f"{requests}, line {num_requests}: {error}") from error
-                num_ads += len(scores_N)
-                file.write(json.dumps({"scores": scores_N.tolist()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another place") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(out) as file:
+        for request in read_requests(requests):
+            num_requests += 1
+            try:
+                scores_N = scorer.score_request(request)
+            except UserError as error:
+                raise UserError(f"{requests}, line {num_requests}: {error}") from error
+            num_ads += len(scores_N)
+            file.write((json.dumps({"scores": scores_N.tolist()}) + "\n").encode())
     return Scored(num_requests, num_ads, scorer.counts)

@@ -371,12 +371,38 @@ def test_a_new_log_takes_the_place_of_the_old(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
-    for name in (".x.new-1", ".x.old-2", ".y.new-1"):
+    for name in (".x.new-1", ".x.old-2", ".y.new-1", "x"):
         (tmp_path / name).mkdir()
     with atomic_directory(tmp_path / "x") as new:
         (new / "file").write_text("1")
-        assert not (tmp_path / "x").exists()
+        assert not (tmp_path / "x" / "file").exists()
     assert visible(tmp_path) == [".y.new-1", "x"]
+
+
+def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path: Path) -> None:
+    (tmp_path / ".x.old-2").mkdir()
+    (tmp_path / ".x.old-2" / "file").write_text("whole")
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "x"):
+        _ = 1 / 0
+    assert (tmp_path / "x" / "file").read_text() == "whole"
+
+
+def test_what_stepped_aside_comes_back_if_the_new_cannot_move_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "x", Path.rename
+
+    def refuse(self: Path, to: Path) -> Path:
+        if ".new-" in self.name:
+            raise PermissionError(1, "no")
+        return rename(self, to)
+
+    target.mkdir()
+    (target / "file").write_text("whole")
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError), atomic_directory(target):
+        pass
+    assert (target / "file").read_text() == "whole"
 
 
 def test_two_processes_do_not_write_one_directory(tmp_path: Path) -> None:
