@@ -1,7 +1,8 @@
 """The command line: `ctrkit VERB`.
 
-Every verb prints what it did to standard error, its result to standard output (as JSON with --json), and ends with
-exit code 0, 2 (something for the user to mend: one message, no traceback) or 1 (a defect of ctrkit).
+Every verb prints what it did to standard error, its result to standard output, and ends with exit code 0, 2 (something
+for the user to mend: one message, no traceback) or 1 (a defect of ctrkit). With --json standard output has one line of
+JSON, the result or `{"error": message}`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ctrkit
+from ctrkit.atomic import atomic_file
 from ctrkit.config import load_recipe
 from ctrkit.errors import UserError
 
@@ -30,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command(options)
     except UserError as error:
-        print(json.dumps({"error": str(error)}) if options.json else f"ctrkit: {error}", file=sys.stderr)
+        if options.json:
+            print(json.dumps({"error": str(error)}), flush=True)
+        else:
+            print(f"ctrkit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ctrkit: interrupted; run the same command again to go on", file=sys.stderr)
@@ -112,7 +117,8 @@ def _init(options: argparse.Namespace) -> dict[str, Any]:
     if options.out.exists() and not options.force:
         raise UserError(f"{options.out}: exists; give --out another name, or --force to write over it")
     inspection = inspect_log(options.log, label=options.label, group=options.group)
-    options.out.write_text(inspection.recipe, encoding="utf-8")
+    with atomic_file(options.out) as file:
+        file.write(inspection.recipe.encode())
     warnings = list(inspection.warnings)
     shown = "\n".join(
         [f"wrote {options.out}", *(f"  warning: {w}" for w in warnings), f"next: ctrkit run {options.out}"]

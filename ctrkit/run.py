@@ -77,7 +77,6 @@ class Run:
     @cached_property
     def log(self) -> PreparedLog:
         """The prepared log, prepared now if its input or the schema changed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         write_json(self.directory / "recipe.json", as_dict(self.recipe))
         place, schema = self.data_directory, self.recipe.schema_()
         if (place / "manifest.json").exists():
@@ -122,12 +121,13 @@ class Run:
         place = self.directory / "models" / model
         fingerprint = self._model_fingerprint(model)
         done = read_json(place / "result.json")
-        if done is not None and done["fingerprint"] == fingerprint and (place / "best.pt").exists():
+        if done is not None and done.get("fingerprint") == fingerprint and (place / "best.pt").exists():
             self.say(f"train {model}: {place} is up to date")
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
         config = self.recipe.train_config(model)
-        device = torch.device(config.device)
+        device = _device(config.device)
+        (place / "result.json").unlink(missing_ok=True)  # it would vouch for weights that are about to change
         objective = self._objective(model).to(device)
         loader = self._loader("train", config.batch_size, config.shuffle_rows, config.seed)
         optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
@@ -199,7 +199,7 @@ class Run:
             self.train(model)
         fingerprint = _sha256([self._model_fingerprint(model) for model in self.recipe.models])
         done = read_json(place)
-        if done is not None and done["fingerprint"] == fingerprint:
+        if done is not None and done.get("fingerprint") == fingerprint:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
@@ -269,10 +269,10 @@ class Run:
         evaluation = self.evaluation
         fingerprint = _sha256([self._model_fingerprint(model), role, self.recipe.export.parity_rows])
         if (place / MANIFEST).exists():
-            bundle = Bundle.load(place)
-            if bundle.manifest.recipe.get("fingerprint") == fingerprint:
+            found = self._load(place)
+            if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:
                 self.say(f"export: {place} is up to date")
-                return bundle
+                return found
         objective = self._trained(model)
         role = objective.inference_role() if role is None else role
         name = network_name(model, role)
@@ -291,6 +291,13 @@ class Run:
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
         return bundle
 
+    def _load(self, place: Path) -> Bundle | None:
+        try:
+            return Bundle.load(place)
+        except UserError as error:
+            self.say(f"export: {error}; exporting again")
+            return None
+
     def _held_out(self) -> Iterator[Batch]:
         rows = 0
         for batch in self._loader("test", batch_size=1024).epoch():
@@ -307,6 +314,15 @@ def network_name(model: str, role: str) -> str:
 
 def _reports(predictions: Mapping[str, npt.NDArray[np.float64]], columns: Mapping[str, Any]) -> dict[str, Report]:
     return evaluate(predictions, columns[LABEL], columns[GROUP], columns.get(WEIGHT))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"train.device '{name}': torch cannot use it on this machine; give cpu, or another") from error
+    return device
 
 
 def _tensorboard(place: Path) -> Callable[[str, float, int], None]:

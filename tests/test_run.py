@@ -1,0 +1,370 @@
+"""A recipe carried out: its figures, what is not done again, and what a killed step leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ctrkit.atomic import write_json
+from ctrkit.bundle import Bundle
+from ctrkit.config import load_recipe
+from ctrkit.data.prepared import PreparedLog
+from ctrkit.errors import UserError
+from ctrkit.metrics.report import evaluate_scores
+from ctrkit.run import Run, network_name
+from ctrkit.summary import summarize, table
+from tests import small_recipe
+from tests.data import small_log
+
+NETWORKS = ["light", "booster", "rocket_light", "rocket_booster"]
+
+
+def changed(directory: Path, before: dict[str, int]) -> set[str]:
+    """The first folders or files below a run that were written since."""
+    after = times(directory)
+    return {name for name in after.keys() | before.keys() if after.get(name) != before.get(name)}
+
+
+def times(directory: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(directory)): path.stat().st_mtime_ns
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.fixture
+def copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def opened(directory: Path, *overrides: str) -> tuple[Run, list[str]]:
+    """The small recipe in a directory, and what it says."""
+    said: list[str] = []
+    recipe = load_recipe(small_recipe.write(directory.parent), overrides)
+    return Run(recipe, directory, quiet=True, say=said.append), said
+
+
+# --- the figures
+
+
+def test_the_summary_has_the_figures_that_were_promised(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert summary.keys() >= {"models", "gap_closed", "latency_ms", "parity_max_abs_diff"}
+    assert list(summary["models"]) == [*NETWORKS, "oracle"]
+    for name, model in summary["models"].items():
+        assert model.keys() >= {"gauc", "auc", "log_loss", "multiplications"}
+        assert 0.0 < model["gauc"] < 1.0
+        assert 0.0 < model["auc"] < 1.0
+        assert model["log_loss"] > 0.0
+        assert (model["multiplications"] is None) == (name == "oracle")
+    oracle = summary["models"]["oracle"]
+    assert all(oracle["log_loss"] < summary["models"][name]["log_loss"] for name in NETWORKS)
+    assert summary["latency_ms"].keys() == {"light", "booster"}
+    for latency in summary["latency_ms"].values():
+        assert latency.keys() >= {"p50", "p95", "p99"}
+        assert 0.0 < latency["p50"] <= latency["p95"]
+        assert latency["ads"] == 20
+    assert 0.0 <= summary["parity_max_abs_diff"] <= 1e-5
+    assert summary["rows"] == {part: PreparedLog.open(finished_run / "data").rows(part) for part in summary["rows"]}
+
+
+def test_multiplications_are_those_of_the_towers(finished_run: Path) -> None:
+    models = json.loads((finished_run / "summary.json").read_text())["models"]
+    width = 4 * 6 + 1  # six embeddings and the price
+    light, booster = width * 8 + 8, width * 16 + 16 * 8 + 8
+    assert {name: models[name]["multiplications"] for name in NETWORKS} == {
+        "light": light, "rocket_light": light, "booster": booster, "rocket_booster": booster,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_metrics_are_those_of_the_predictions_that_are_kept(finished_run: Path, name: str) -> None:
+    predictions = pq.read_table(finished_run / "predictions" / "test" / f"{name}.parquet")
+    log = PreparedLog.open(finished_run / "data").read_columns("test", ["__label", "__group"])
+    assert predictions["label"].to_pylist() == log["__label"].to_pylist()
+    assert predictions["group"].to_pylist() == log["__group"].to_pylist()
+    probability = predictions["probability"].to_numpy()
+    assert np.unique(probability).size > 100
+    report = evaluate_scores(predictions["label"].to_numpy(), probability, predictions["group"])
+    networks = json.loads((finished_run / "evaluation.json").read_text())["networks"]
+    assert {key: networks[name][key] for key in report.as_dict()} == report.as_dict()
+
+
+def test_the_light_network_of_the_rocket_goes_online(finished_run: Path) -> None:
+    bundle, booster = Bundle.load(finished_run / "bundle"), Bundle.load(finished_run / "bench" / "booster")
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert bundle.manifest.name == "rocket_light"
+    assert bundle.manifest.multiplications == summary["models"]["rocket_light"]["multiplications"]
+    assert bundle.manifest.metrics["gauc"] == summary["models"]["rocket_light"]["gauc"]
+    assert booster.manifest.name == "booster"
+    assert bundle.manifest.recipe["name"] == "small"
+
+
+def test_the_table_for_people(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    shown = table({**summary, "gap_closed": 0.6})
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
+    header = lines["network"]
+    assert header[:4] == ["network", "GAUC", "AUC", "log"]
+    light = summary["models"]["rocket_light"]
+    assert lines["rocket_light"][1:4] == [f"{light[key]:.4f}" for key in ("gauc", "auc", "log_loss")]
+    assert lines["rocket_light"][-2] == f"{summary['latency_ms']['light']['p50']:.2f}"
+    assert lines["rocket_booster"][-2] == f"{summary['latency_ms']['booster']['p50']:.2f}"
+    assert lines["oracle"][-3:] == ["-", "-", "-"]
+    assert "closes 60% of the gap" in shown
+    assert "gap" not in table({**summary, "gap_closed": None})
+
+
+@pytest.mark.parametrize(
+    ("light", "booster", "rocket", "closed"),
+    [
+        (0.632, 0.637, 0.635, 0.6),  # Table 5
+        (0.6, 0.7, 0.6, 0.0),
+        (0.6, 0.7, 0.5, -1.0),
+        (0.6, 0.6, 0.7, None),  # no gap
+        (0.7, 0.6, 0.8, None),
+        (None, 0.6, 0.8, None),
+    ],
+)
+def test_the_share_of_the_gap_that_is_closed(
+    tmp_path: Path, light: float | None, booster: float, rocket: float, closed: float | None
+) -> None:
+    run, _ = opened(tmp_path / "run")
+    values = {"light": light, "booster": booster, "rocket_light": rocket, "rocket_booster": 0.9}
+    run.__dict__["evaluation"] = {"networks": {name: {"gauc": value} for name, value in values.items()}}
+    assert run.gap_closed() == (None if closed is None else pytest.approx(closed))
+
+
+def test_no_gap_without_both_towers_alone(tmp_path: Path) -> None:
+    recipe = load_recipe(small_recipe.write(tmp_path))
+    models = {name: model for name, model in recipe.models.items() if name != "booster"}
+    run = Run(recipe.model_copy(update={"models": models}), tmp_path / "run")
+    run.__dict__["evaluation"] = {"networks": {"light": {"gauc": 0.6}, "rocket_light": {"gauc": 0.7}}}
+    assert run.gap_closed() is None
+
+
+def test_names_of_networks() -> None:
+    assert network_name("rocket", "light") == "rocket_light"
+    assert network_name("light", "") == "light"
+
+
+# --- what is done is not done again
+
+
+def test_nothing_is_done_twice(copy: Path) -> None:
+    before = times(copy)
+    run, said = opened(copy)
+    summarize(run)
+    assert changed(copy, before) == {"summary.json", "recipe.json"}
+    assert [line for line in said if "up to date" not in line] == [
+        "bench: light, booster, 20 ads a request, one thread"
+    ]
+
+
+def test_other_epochs_train_again_and_prepare_nothing(copy: Path) -> None:
+    before = times(copy)
+    run, said = opened(copy, "train.epochs=1")
+    assert run.evaluation["networks"]["light"]["rows"] == run.log.rows("test")
+    touched = changed(copy, before)
+    assert not {name for name in touched if name.startswith(("data", "raw"))}
+    assert {f"models/{model}/best.pt" for model in ("light", "booster", "rocket")} < touched
+    assert {"evaluation.json", "predictions/test/light.parquet"} < touched
+    result = json.loads((copy / "models" / "light" / "result.json").read_text())
+    assert result["steps"] == -(-run.log.rows("train") // 256)
+    assert f"prepare: {copy / 'data'} is up to date" in said
+
+
+def test_one_model_that_changed_is_trained_again(copy: Path) -> None:
+    before = times(copy)
+    run, _ = opened(copy, "models.rocket.hint_weight=0.5")
+    _ = run.evaluation
+    trained = {Path(name).parts[1] for name in changed(copy, before) if name.startswith("models")}
+    assert trained == {"rocket"}
+
+
+def test_settings_that_change_nothing_train_nothing(copy: Path) -> None:
+    before = times(copy)
+    run, _ = opened(copy, "bench.ads=10", "train.tensorboard=true", "name=other")
+    _ = run.evaluation
+    assert changed(copy, before) == {"recipe.json"}
+
+
+def test_other_data_is_prepared_again(copy: Path) -> None:
+    before = times(copy)
+    run, said = opened(copy, "data.synthetic.rows=2000", "train.epochs=1")
+    run.train("light")
+    touched = changed(copy, before)
+    assert "data/manifest.json" in touched
+    assert "models/light/best.pt" in touched
+    assert run.log.rows("train") < 1500
+    assert said[0] == f"prepare: synthetic log -> {copy / 'data'}"
+
+
+def test_another_schema_is_prepared_again(copy: Path) -> None:
+    before = times(copy)
+    run, _ = opened(copy, "features.ad_id.min_count=3")
+    _ = run.log
+    touched = changed(copy, before)
+    assert "data/manifest.json" in touched
+    assert not {name for name in touched if name.startswith("raw")}  # the raw log is the same
+
+
+def test_damaged_results_are_made_again(copy: Path) -> None:
+    (copy / "data" / "test" / "part-00000.parquet").write_bytes(b"")
+    run, said = opened(copy)
+    assert run.log.rows("test") > 0
+    assert any("0 bytes" in line and "preparing again" in line for line in said)
+    model = copy / "bundle" / "model.onnx"
+    model.write_bytes(model.read_bytes()[:-1])
+    run, said = opened(copy)
+    assert run.bundle.manifest.name == "rocket_light"
+    assert any("model.onnx" in line and "exporting again" in line for line in said)
+    (copy / "evaluation.json").write_text("{")
+    (copy / "models" / "light" / "result.json").write_text("[1")
+    run, said = opened(copy)
+    assert run.evaluation["networks"].keys() == {*NETWORKS, "oracle"}
+    assert any(line.startswith("evaluate: ") and "up to date" not in line for line in said)
+
+
+def test_a_result_does_not_vouch_for_weights_of_another_recipe(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # trained with one recipe, killed while training with another, then called with the first again
+    expected = (copy / "models" / "light" / "best.pt").read_bytes()
+    run, _ = opened(copy, "train.lr=0.05")
+    with monkeypatch.context() as patch:
+        patch.setattr("ctrkit.run.write_json", _killed)
+        patch.setattr(run, "_results", {})
+        run.__dict__["log"] = PreparedLog.open(copy / "data")
+        with pytest.raises(KeyboardInterrupt):
+            run.train("light")
+    assert (copy / "models" / "light" / "best.pt").read_bytes() != expected
+    run, _ = opened(copy)
+    run.train("light")
+    loaded = torch.load(copy / "models" / "light" / "best.pt", weights_only=True)
+    shutil.rmtree(copy / "models" / "light")
+    run, _ = opened(copy)
+    run.train("light")
+    again = torch.load(copy / "models" / "light" / "best.pt", weights_only=True)
+    assert all(torch.equal(loaded[name], again[name]) for name in again)
+
+
+def _killed(path: Path, content: Any) -> None:
+    if path.name == "result.json":
+        raise KeyboardInterrupt
+    write_json(path, content)
+
+
+LONG = ["models.rocket.train.epochs=40", "models.rocket.train.patience=1000"]
+
+
+def test_a_killed_training_goes_on_to_the_same_figures(copy: Path, tmp_path: Path) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(copy, undisturbed)
+    command = [sys.executable, "-m", "ctrkit.cli", "train", str(small_recipe.write(tmp_path)), "--model", "rocket"]
+    command += ["--out", str(copy), "--quiet", *(part for one in LONG for part in ("--set", one))]
+    rocket = copy / "models" / "rocket"
+    old = (rocket / "last.pt").stat().st_mtime_ns
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not _newer(rocket / "last.pt", old):
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, stderr
+    assert not (rocket / "result.json").exists()
+    steps = len((rocket / "metrics.jsonl").read_text().splitlines()) if (rocket / "metrics.jsonl").exists() else 1
+    assert steps < 80  # not finished
+    run, said = opened(copy, *LONG)
+    summary = summarize(run)
+    other, _ = opened(undisturbed, *LONG)
+    assert summary["models"] == other.evaluation["networks"]
+    assert any(line.startswith("train rocket: ") and "up to date" not in line for line in said)
+    assert len((rocket / "metrics.jsonl").read_text().splitlines()) == 80
+    assert not [path for path in rocket.iterdir() if path.name.startswith(".")]
+
+
+def _newer(path: Path, than: int) -> bool:
+    return path.exists() and path.stat().st_mtime_ns != than
+
+
+# --- other logs
+
+
+def test_weights_of_the_log_weigh_loss_and_metrics(tmp_path: Path) -> None:
+    log = small_log.write_parts(tmp_path / "log", small_log.table(600))
+    features = {name: spec for name, spec in small_log.FEATURES.items() if name in ("city", "item_id", "price")}
+    recipe = load_recipe(small_recipe.write(tmp_path)).model_dump(exclude_unset=True)
+    recipe |= {
+        "data": {"path": str(log)},
+        "columns": {"label": "click", "group": "user_id", "weight": "importance"},
+        "features": features,
+    }
+    run = Run(type(load_recipe(small_recipe.write(tmp_path))).model_validate(recipe), tmp_path / "run", quiet=True)
+    networks = run.evaluation["networks"]
+    assert list(networks) == NETWORKS  # no oracle: nobody knows the truth
+    columns = run.log.read_columns("test", ["__label", "__group", "__weight"])
+    predictions = pq.read_table(tmp_path / "run" / "predictions" / "test" / "light.parquet")
+    report = evaluate_scores(
+        columns["__label"].to_numpy(), predictions["probability"].to_numpy(), columns["__group"],
+        columns["__weight"].to_numpy(),
+    )  # fmt: skip
+    assert networks["light"]["gauc"] == report.gauc
+    assert networks["light"]["log_loss"] == report.log_loss
+
+
+def test_a_light_model_alone(copy: Path) -> None:
+    recipe = load_recipe(small_recipe.write(copy.parent))
+    alone = recipe.model_copy(update={"models": {"light": recipe.models["light"]}})
+    run = Run(alone, copy, quiet=True)
+    summary = summarize(run)
+    assert list(summary["models"]) == ["light", "oracle"]
+    assert summary["latency_ms"].keys() == {"light"}
+    assert summary["gap_closed"] is None
+    assert "light" in table(summary)
+    assert run.booster_bundle is None
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize("device", ["cuda:17", "no such device"])
+def test_a_device_that_is_not_there(copy: Path, device: str) -> None:
+    before = times(copy)
+    run, _ = opened(copy, f'train.device="{device}"')
+    with pytest.raises(UserError, match=f"train.device '{device}': torch cannot use it on this machine"):
+        run.train("light")
+    assert changed(copy, before) == {"recipe.json"}
+
+
+def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    run, _ = opened(tmp_path / "run")
+    with pytest.raises(UserError, match=r"recipe\.json: cannot be written"):
+        _ = run.log
+
+
+def test_tensorboard(copy: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run, _ = opened(copy, "train.tensorboard=true", "train.epochs=1")
+    run.train("light")
+    events = list((copy / "models" / "light" / "tensorboard").iterdir())
+    assert len(events) == 1
+    assert b"valid/model/gauc" in events[0].read_bytes()
+
+
+def test_tensorboard_that_is_not_installed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run, _ = opened(copy, "train.tensorboard=true", "train.epochs=1")
+    with pytest.raises(UserError, match=r"train\.tensorboard needs the package tensorboard"):
+        run.train("light")
