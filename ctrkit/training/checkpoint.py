@@ -13,7 +13,12 @@ from ctrkit.errors import UserError
 def save_checkpoint(path: Path, content: Any) -> None:
     """Write tensors and plain values; raises as `ctrkit.atomic.atomic_file` does."""
     with atomic_file(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's own, about the half-written archive, hides what the system said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> Any | None:
