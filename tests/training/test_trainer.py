@@ -1,5 +1,6 @@
 """The loop: the best checkpoint is the best, a killed run goes on, and what is wrong is said."""
 
+import io
 import json
 import math
 import subprocess
@@ -137,6 +138,32 @@ def test_scalars_are_logged_with_their_step(log: Path, tmp_path: Path) -> None:
         *(f"loss/{name}" for name in ("light", "booster", "hint")),
         *(f"valid/{role}/gauc" for role in ("light", "booster")),
     }
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it was shown."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_only(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(name: str, stream: io.StringIO, *, quiet: bool) -> str:
+        train = small_run.loader(log)
+        run = small_run.trainer(small_run.rocket(), tmp_path / name, train, epochs=4, evaluations_per_epoch=5)
+        run.quiet = quiet
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            run.fit(train, Scripted([0.5] * 20))
+        return stream.getvalue()
+
+    terminal = shown("a_run", Terminal(), quiet=False)
+    assert "a_run: 100%" in terminal
+    assert "384/384" in terminal  # rows of all epochs
+    assert "row/s" in terminal
+    assert "booster=" in terminal  # the running loss, at step 20
+    assert shown("b", io.StringIO(), quiet=False) == ""
+    assert shown("c", Terminal(), quiet=True) == ""
 
 
 # --- reproducible
