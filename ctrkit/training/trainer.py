@@ -174,10 +174,11 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - started
 
     def _diverged(self, batch: Batch, train: Loader, what: str, loss_B: torch.Tensor | None) -> UserError:
-        origins = batch.origin_B
-        if loss_B is not None and not torch.isfinite(loss_B).all():
-            origins = origins[~torch.isfinite(loss_B.detach().cpu())]
-        path, group = train.origin(int(origins[0]))
+        # the values before the losses: batch norm spreads what is not finite over the whole batch
+        broken_B = ~batch.dense_BD.isfinite().all(1)
+        if loss_B is not None and not broken_B.any():
+            broken_B = ~loss_B.detach().cpu().isfinite()
+        path, group = train.origin(int(batch.origin_B[int(broken_B.int().argmax())]))
         kept = self.directory / "last.pt"
         return UserError(
             f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}); "

@@ -261,19 +261,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(StopIteration):
         run.fit(train, evaluate)  # two evaluations, then the script ends: as if it were killed
     last = (tmp_path / "run" / "last.pt").read_bytes()
-    poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=60)
+    poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=50)
     train = small_run.loader(poisoned)
-    batches = [(i, b.dense_BD.isnan().any().item()) for i, b in enumerate(train.epoch(2))]
-    step = next(12 + i + 1 for i, found in batches if found)
+    step, batch = next((i + 1, b) for i, b in enumerate(train.epoch(2)) if b.dense_BD.isnan().any())
+    assert batch.origin_B[0] != 2  # 50 // 24: the batch starts with an impression of another row group
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.7]))
     message = str(caught.value)
-    assert f"the loss is not finite at step {step} (epoch 3)" in message
-    assert f"{poisoned}, row group 2" in message  # 60 // 24
+    assert f"the loss is not finite at step {12 + step} (epoch 3)" in message
+    assert f"{poisoned}, row group 2" in message
     assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}" in message
     assert (tmp_path / "run" / "last.pt").read_bytes() == last
     assert all(p.isfinite().all() for p in run.objective.parameters())  # the poison moved nothing
+
+
+def test_an_impression_whose_loss_is_not_finite_is_named(log: Path, tmp_path: Path) -> None:
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train)
+    losses = run.objective.losses
+
+    def last_is_infinite(batch: Any) -> dict[str, torch.Tensor]:
+        return {name: loss_B.index_fill(0, torch.tensor([15]), math.inf) for name, loss_B in losses(batch).items()}
+
+    run.objective.losses = last_is_infinite  # type: ignore[method-assign]
+    origin = next(batch.origin_B for batch in train.epoch())
+    assert origin[15] != origin[0]
+    with pytest.raises(UserError, match=f"the loss is not finite at step 1 .*row group {origin[15]}"):
+        run.fit(train, Scripted([0.5]))
 
 
 def test_a_first_step_that_is_not_finite_says_that_there_is_no_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Predictions: in the order of the log, by the whole network, with a probability for every logit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ctrkit.data.batch import Batch
+from ctrkit.data.loader import Loader
+from ctrkit.metrics.report import evaluate_scores
+from ctrkit.training.evaluation import evaluate, predict
+from tests import networks
+from tests.training import small_run
+
+
+@pytest.fixture
+def test_part(tmp_path: Path) -> Loader:
+    return Loader(networks.schema(), [small_run.write_log(tmp_path / "log.parquet")], batch_size=10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predictions_are_those_of_the_whole_network_in_the_order_of_the_log(test_part: Loader, training: bool) -> None:
+    objective = small_run.rocket(dropout=0.5).train(training)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    predictions = predict(objective, test_part)
+    assert objective.training is training
+    assert small_run.equal(before, dict(objective.state_dict()))  # the statistics of batch norm, too
+    objective.eval()
+    assert predictions.keys() == {"light", "booster"}
+    for role, network in objective.networks().items():
+        with torch.no_grad():
+            expected = torch.cat([torch.sigmoid(network(batch)) for batch in test_part.epoch()])
+        assert predictions[role].dtype == np.float64
+        np.testing.assert_allclose(predictions[role], expected.numpy(), atol=1e-6)
+        assert len(np.unique(expected.numpy())) > 50
+
+
+def test_a_failure_leaves_the_mode_as_it_was(test_part: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small_run.rocket()
+
+    def broken(_: Batch) -> dict[str, Tensor]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(objective, "logits", broken)
+    with pytest.raises(ZeroDivisionError):
+        predict(objective, test_part)
+    assert objective.training
+
+
+def test_large_logits_keep_their_order(test_part: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    # in single precision all of these would be 1.0, and tie
+    objective = small_run.pointwise()
+    logits = torch.linspace(17.0, 30.0, small_run.ROWS)
+    cuts = list(range(test_part.batch_size, small_run.ROWS, test_part.batch_size))
+    given = iter(torch.tensor_split(logits, cuts))
+    monkeypatch.setattr(objective, "logits", lambda batch: {"": next(given)})
+    found = predict(objective, test_part)[""]
+    assert (np.diff(found) > 0).all()
+    given = iter(torch.tensor_split(-40 * logits, cuts))
+    smallest = predict(objective, test_part)[""]  # no overflow warning either
+    assert (np.diff(smallest) <= 0).all()
+    assert (smallest >= 0).all()
+
+
+def test_a_report_of_each_network() -> None:
+    label, group = np.array([0, 1, 0, 1]), ["a", "a", "b", "b"]
+    predictions = {"light": np.array([0.1, 0.9, 0.8, 0.2]), "booster": np.array([0.1, 0.2, 0.3, 0.4])}
+    weight = np.array([1.0, 1.0, 3.0, 3.0])
+    reports = evaluate(predictions, label, group, weight)
+    assert {role: report.gauc for role, report in reports.items()} == {"light": 0.25, "booster": 1.0}
+    assert reports["light"] == evaluate_scores(label, predictions["light"], group, weight)
+    assert evaluate(predictions, label, group)["light"].gauc == 0.5
