@@ -45,6 +45,14 @@ class TableOptimizer(torch.optim.Optimizer):
             for weight in group["params"]:
                 self.state[weight] = _initial_state(weight, group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read what `state_dict` gave, bit for bit."""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for index, saved in state_dict["state"].items():
+            if "last" in saved:  # torch casts it to the weights' type, where steps above 2^24 lose digits
+                self.state[weights[index]]["last"] = saved["last"].to(weights[index].device, copy=True)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 

@@ -132,3 +132,28 @@ def test_a_table_that_was_not_looked_up_is_left_alone(method: Method) -> None:
     before = weight.detach().clone()
     TableOptimizer([weight], method=method, lr=0.1).step()
     assert torch.equal(weight, before)
+
+
+def test_a_row_gets_the_penalty_that_it_missed_when_it_is_looked_up_again() -> None:
+    weight = nn.Parameter(torch.tensor([[2.0], [-1.0]]))
+    optimizer = TableOptimizer([weight], method="adagrad", lr=0.5, l2=0.1)
+    square, value = 0.0, 2.0
+    for step, looked_up in enumerate((0, 1, 1, 1, 0), start=1):
+        optimizer.zero_grad()
+        torch.autograd.backward(0.3 * nn.functional.embedding(torch.tensor([looked_up]), weight, sparse=True).sum())
+        optimizer.step()
+        if looked_up == 0:
+            gradient = 0.3 + 0.1 * {1: 1, 5: 4}[step] * value  # steps since the last look-up
+            square += gradient**2
+            value -= 0.5 * gradient / square**0.5
+    assert weight[0].item() == pytest.approx(value, abs=1e-6)
+
+
+def test_the_step_of_the_last_look_up_survives_a_checkpoint_exactly() -> None:
+    weight = table(2)
+    optimizer = TableOptimizer([weight], method="adagrad", lr=0.1, l2=0.1)
+    optimizer.state[weight]["last"][1] = 2**24 + 1
+    restored = TableOptimizer([weight], method="adagrad", lr=0.1, l2=0.1)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert restored.state[weight]["last"].dtype == torch.int32
+    assert restored.state[weight]["last"].tolist() == [0, 2**24 + 1]
