@@ -37,6 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"ctrkit: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("ctrkit", "ctrkit_serving"):
+            raise
+        extra = "serve" if options.command in (_bench, _score) else "train"
+        message = f"needs the package {error.name}; install ctrkit[{extra}]" + (
+            ", and torch, FBGEMM and TorchRec as requirements/ has them" if extra == "train" else ""
+        )
+        print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ctrkit: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -181,7 +190,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
     here = Path(__file__).resolve().parent
     in_wheel, in_checkout = here / "demo.toml", here.parent / "pipelines" / "demo.toml"
-    options.recipe = in_checkout if in_checkout.exists() else in_wheel
+    options.recipe = in_wheel if in_wheel.exists() else in_checkout
     return _run(options)
 
 

@@ -136,12 +136,12 @@ class TrainConfig(_Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad"] = "adam"
     table_lr: Annotated[float, Field(gt=0)] = 1e-3
-    table_l2: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the tables' L2 penalty (`ctrkit.nn.embedding`)."""
+    table_l2: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the tables' L2 penalty (`ctrkit.training.table_optimizer`)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
-    """Largest gradient norm of the towers."""
+    clip_norm: Annotated[float, Field(ge=0)] = 10.0
+    """Largest gradient norm of the towers; 0 leaves it as it is."""
     monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
     """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
     patience: Positive = 2
@@ -164,6 +164,11 @@ class PointwiseConfig(_Model):
     objective: Literal["pointwise"]
     tower: str
 
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of its towers."""
+        return (self.tower,)
+
 
 class RocketLaunchingConfig(_Model):
     """A light tower under its booster (Zhou et al., AAAI 2018)."""
@@ -175,6 +180,11 @@ class RocketLaunchingConfig(_Model):
     """Lambda of eq. 1, for one logit."""
     route: Literal["none", "paper", "shared"] = "shared"
     """Gradient route: see `ctrkit.objectives.rocket_launching`."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of its towers."""
+        return (self.light, self.booster)
 
 
 Model = Annotated[PointwiseConfig | RocketLaunchingConfig, Field(discriminator="objective")]
@@ -222,8 +232,7 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _references(self) -> Self:
         for name, model in self.models.items():
-            towers = [model.tower] if isinstance(model, PointwiseConfig) else [model.light, model.booster]
-            for tower in towers:
+            for tower in model.towers:
                 if tower not in self.towers:
                     raise ValueError(
                         f"model '{name}' names tower '{tower}', which is not in [towers]: {sorted(self.towers)}"

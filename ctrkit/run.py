@@ -157,6 +157,7 @@ class Run:
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else None,
+            "weights": hashlib.sha256((place / "best.pt").read_bytes()).hexdigest(),
         }
         write_json(place / "result.json", result)
         self.say(
@@ -170,12 +171,17 @@ class Run:
         content = {
             "data": self.log.fingerprint,
             "embedding": recipe["embedding"],
-            "towers": recipe["towers"],
+            "towers": {name: recipe["towers"][name] for name in self.recipe.models[model].towers},
             "model": {key: value for key, value in recipe["models"][model].items() if key != "train"},
             "train": self.recipe.train_config(model).model_dump(mode="json", exclude={"tensorboard"}),
             "version": ctrkit.__version__,
         }
         return _sha256(content)
+
+    def _weights(self, model: str) -> list[str]:
+        """What identifies the trained weights of a model, and with them all that is made of them."""
+        result = self.train(model)
+        return [result["fingerprint"], result["weights"]]
 
     def _objective(self, model: str) -> Objective:
         return build_objective(self.recipe, model, self.log.encoding.num_rows())
@@ -197,7 +203,7 @@ class Run:
         place = self.directory / "evaluation.json"
         for model in self.recipe.models:
             self.train(model)
-        fingerprint = _sha256([self._model_fingerprint(model) for model in self.recipe.models])
+        fingerprint = _sha256({model: self._weights(model) for model in self.recipe.models})
         done = read_json(place)
         if done is not None and done.get("fingerprint") == fingerprint:
             self.say(f"evaluate: {place} is up to date")
@@ -267,7 +273,7 @@ class Run:
 
     def _export(self, model: str, role: str | None, place: Path) -> Bundle:
         evaluation = self.evaluation
-        fingerprint = _sha256([self._model_fingerprint(model), role, self.recipe.export.parity_rows])
+        fingerprint = _sha256([model, self._weights(model), role, self.recipe.export.parity_rows])
         if (place / MANIFEST).exists():
             found = self._load(place)
             if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:

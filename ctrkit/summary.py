@@ -43,6 +43,10 @@ def summarize(run: "Run") -> dict[str, Any]:
     bench = run.recipe.bench
     run.say(f"bench: {', '.join(bundles)}, {bench.ads} ads a request, one thread")
     requests = list(islice(read_requests(run.log.requests), 200))
+    latency = measure_bundles(bundles, requests, ads=bench.ads, repeats=bench.repeats)
+    latency["light"]["multiplications"] = bundle.manifest.multiplications
+    if booster:
+        latency["booster"]["multiplications"] = booster.manifest.multiplications
     summary = {
         "name": run.recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -50,7 +54,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
         "gap_closed": run.gap_closed(),
-        "latency_ms": measure_bundles(bundles, requests, ads=bench.ads, repeats=bench.repeats),
+        "latency_ms": latency,
         "parity_max_abs_diff": bundle.manifest.parity_max_abs_diff,
         "bundle": str(bundle.directory),
     }
@@ -74,8 +78,7 @@ def table(summary: Mapping[str, Any]) -> str:
     Latency stands beside every network of the size that was measured: it depends on the layers, not on the weights.
     """
     latency = summary["latency_ms"]
-    costs = [m["multiplications"] for m in summary["models"].values() if m["multiplications"] is not None]
-    by_cost = {min(costs): latency.get("light"), max(costs): latency.get("booster", latency.get("light"))}
+    by_cost = {timed["multiplications"]: timed for timed in latency.values()}
     header = ["network", "GAUC", "AUC", "log loss", "NE", "PCOC", "mult.", "p50 ms", "p99 ms"]
     rows = [header]
     for name, metrics in summary["models"].items():
@@ -98,8 +101,10 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     gap = summary["gap_closed"]
-    if gap is not None:
+    if gap is not None and gap >= 0:
         lines.append(f"\nThe rocket's light tower closes {gap:.0%} of the gap in GAUC between light and booster alone.")
+    elif gap is not None:
+        lines.append(f"\nThe rocket's light tower is behind the light tower alone, by {-gap:.0%} of the gap in GAUC.")
     return "\n".join(lines)
 
 

@@ -368,3 +368,21 @@ def test_tensorboard_that_is_not_installed(copy: Path, monkeypatch: pytest.Monke
     run, _ = opened(copy, "train.tensorboard=true", "train.epochs=1")
     with pytest.raises(UserError, match=r"train\.tensorboard needs the package tensorboard"):
         run.train("light")
+
+
+def test_another_booster_leaves_the_light_tower_alone(copy: Path) -> None:
+    before = times(copy)
+    run, _ = opened(copy, "towers.booster.hidden=[12]")
+    _ = run.evaluation
+    rewritten = changed(copy, before)
+    assert "models/booster/best.pt" in rewritten
+    assert not any(name.startswith("models/light/") for name in rewritten)
+
+
+def test_other_weights_are_evaluated_and_exported_again(copy: Path) -> None:
+    place = copy / "models" / "rocket" / "result.json"
+    write_json(place, {**json.loads(place.read_text()), "weights": "others"})
+    before = times(copy)
+    run, _ = opened(copy)
+    _ = run.bundle
+    assert {"evaluation.json", "bundle/manifest.json"} <= changed(copy, before)

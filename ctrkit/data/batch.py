@@ -22,7 +22,7 @@ class Batch:
     label_B: Tensor
     """0.0 or 1.0."""
     weight_B: Tensor
-    """Weight of each impression in the loss, float32; mean 1 over the training part where the log has no weights."""
+    """Weight of each impression in the loss, float32, as the log has it; 1 where the log has none."""
     origin_B: Tensor
     """Index of the row group that each impression was read from (`Loader.origin`), int64."""
 

@@ -11,6 +11,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.modules.embedding_configs import PoolingType
 
 from ctrkit.data.batch import Batch
+from ctrkit.tables import FIRST_ROW
 
 # TorchRec's lookups make torch warn its own developers, once a process, of a function that they call.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -69,7 +70,7 @@ class Embedding(nn.Module):
             bag.sparse = True
             with torch.no_grad():
                 bag.weight.normal_(0.0, init_std, generator=generator)
-                bag.weight[:2] = 0.0  # the rows MISSING and UNSEEN
+                bag.weight[:FIRST_ROW] = 0.0  # the rows MISSING and UNSEEN
 
     @property
     def out_features(self) -> int:

@@ -18,8 +18,9 @@ class TableOptimizer(torch.optim.Optimizer):
         rowwise_adagrad    one accumulator a row, of the mean square of its gradient: E times less state
 
     L2: the penalty l2/2 ||W||^2 of a whole table has the gradient l2 w for every row at every step. A row gets what it
-    has missed since it was last looked up in one go, l2 w (steps since), so that rare rows are held as tightly as in a
-    dense optimizer although they are touched as rarely as their ids occur.
+    has missed since it was last looked up in one go, l2 w (steps since), with its next gradient: rare rows are held
+    about as tightly as in a dense optimizer although they are touched as rarely as their ids occur. A row that is not
+    looked up again keeps what it has.
 
     Args:
         params: table weights [V, E], whose gradients are sparse.

@@ -39,7 +39,7 @@ class Progress:
     stale: int = 0
     """Evaluations since then."""
     seconds: float = 0.0
-    """Spent in training steps, evaluations excluded."""
+    """Spent in training, loading included, evaluations excluded."""
     rows: int = 0
 
 
@@ -98,6 +98,7 @@ class Trainer:
         self.log_scalars = log_scalars
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
+        self._mark = 0.0  # when the clock of `Progress.seconds` was last read
 
     def fit(self, train: Loader, evaluate: Evaluate) -> Progress:
         """Train, from the last checkpoint of this run if there is one, and load the best weights.
@@ -113,6 +114,7 @@ class Trainer:
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
             with self._bar(train.num_rows * self.epochs, done) as bar:
                 batches = train.epoch(self.progress.epoch, skip_batches=self.progress.batches)
+                self._mark = time.perf_counter()
                 for batch in batches:
                     self._train_step(batch, train, running)
                     bar.update(len(batch))
@@ -122,6 +124,7 @@ class Trainer:
                         if self.progress.batches == train.num_batches:
                             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
                         self._evaluate(evaluate, running)
+                        self._mark = time.perf_counter()
                         if self._finished():
                             break
         best = load_checkpoint(self.directory / "best.pt")
@@ -149,7 +152,6 @@ class Trainer:
         )
 
     def _train_step(self, batch: Batch, train: Loader, running: "_RunningLosses") -> None:
-        started = time.perf_counter()
         moved = batch.to(self.device)
         losses = self.objective.losses(moved)
         means = {name: (moved.weight_B * loss_B).mean() for name, loss_B in losses.items()}
@@ -171,13 +173,15 @@ class Trainer:
         self.progress.step += 1
         self.progress.batches += 1
         self.progress.rows += len(batch)
-        self.progress.seconds += time.perf_counter() - started
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        self._mark = now
 
     def _diverged(self, batch: Batch, train: Loader, what: str, loss_B: torch.Tensor | None) -> UserError:
         # the values before the losses: batch norm spreads what is not finite over the whole batch
         broken_B = ~batch.dense_BD.isfinite().all(1)
         if loss_B is not None and not broken_B.any():
-            broken_B = ~loss_B.detach().cpu().isfinite()
+            broken_B = ~(batch.weight_B * loss_B.detach().cpu()).isfinite()
         path, group = train.origin(int(batch.origin_B[int(broken_B.int().argmax())]))
         kept = self.directory / "last.pt"
         return UserError(

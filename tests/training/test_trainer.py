@@ -336,7 +336,7 @@ def test_impressions_of_weight_zero_teach_nothing(tmp_path: Path) -> None:
     log = small_run.write_log(tmp_path / "log.parquet", weight=[0.0] * small_run.ROWS)
     train, objective = small_run.loader(log), small_run.pointwise()
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
-    run = small_run.trainer(objective, tmp_path / "run", train, epochs=1)
+    run = small_run.trainer(objective, tmp_path / "run", train, epochs=1, table_l2=0.0)
     run.fit(train, Scripted([0.5]))
     assert equal(dict(run.objective.state_dict()), before)
 
@@ -367,3 +367,16 @@ def test_the_objective_trains_in_training_mode_after_an_evaluation(log: Path, tm
     run.objective.losses = lambda batch: modes.append(run.objective.training) or losses(batch)  # type: ignore
     run.fit(train, small_run.mean_logit(log))
     assert modes == [True] * 12
+
+
+def test_a_clip_norm_of_zero_leaves_the_gradient_as_it_is(tmp_path: Path) -> None:
+    train = small_run.loader(small_run.write_log(tmp_path / "log.parquet"))
+    ends = []
+    for clip_norm in (0.0, 1e9, 1e-3):
+        run = small_run.trainer(
+            small_run.pointwise(), tmp_path / f"run{clip_norm}", train, epochs=1, clip_norm=clip_norm
+        )
+        run.fit(train, Scripted([0.5]))
+        ends.append(dict(run.objective.state_dict()))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
