@@ -50,7 +50,14 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     for feature in schema.features:
         if feature.name in _RESERVED or "/" in feature.name:
             raise UserError(f"features.{feature.name}: the name is used for something else; give another and `column`")
+    if schema.time is not None:
+        _check_time(schema.time, log.schema.field(schema.time).type)
     raw_types_of(log, schema)
+
+
+def _check_time(column: str, kind: pa.DataType) -> None:
+    if not (_is_number(kind) or pa.types.is_temporal(kind)):
+        raise UserError(f"time column '{column}' is {kind}; write numbers, timestamps or dates")
 
 
 def raw_types_of(log: ClickLog, schema: Schema) -> dict[str, RawType]:

@@ -57,6 +57,7 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
     has_parts = all(len(found) == 1 for found in parts.values())
     log = open_log([parts[part][0] for part in PARTS] if has_parts else path)
     require_columns(log.schema, {label: "the label", group: "the group key"}, path)
+    _check_group(path, group, log.schema.field(group).type)
     sample = log.sample(rows)
     label_N = _labels(path, label, sample)
     look = _Look(log, sample, label, group, label_N)
@@ -78,6 +79,11 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
         seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
     )
     return Inspection(recipe, warnings)
+
+
+def _check_group(path: str, group: str, kind: pa.DataType) -> None:
+    if pa.types.is_nested(kind):
+        raise UserError(f"{path}: group key '{group}' is {kind}; name a column of integers or strings")
 
 
 def _labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.bool_]:
@@ -241,7 +247,7 @@ class _Look:
         for name, other in self.kept.items():
             if other.is_list or kinds[name].get("kind") == "dense" or not _same_ids(column, other):
                 continue
-            shared = int(pc.is_in(column.values, value_set=other.values.cast(column.values.type)).true_count)
+            shared = _shared(column.values, other.values)
             alike = set(naming.words(column.name)) & set(naming.words(name)) - {"id", "recent"}
             share = shared / max(min(column.distinct, other.distinct), 1) + bool(alike)
             if share > best_share and ((alike and shared) or shared > 0.5 * max(column.distinct, other.distinct)):
@@ -251,6 +257,14 @@ class _Look:
 
 def _same_ids(one: Profile, other: Profile) -> bool:
     return (one.is_text and other.is_text) or (pa.types.is_integer(one.type) and pa.types.is_integer(other.type))
+
+
+def _shared(one: pa.Array, other: pa.Array) -> int:
+    """How many values two columns have in common; none where one holds ids that the other's type cannot."""
+    try:
+        return int(pc.is_in(one, value_set=other.cast(one.type)).true_count)
+    except pa.ArrowInvalid:
+        return 0
 
 
 def _numbers_requests(column: Profile) -> bool:

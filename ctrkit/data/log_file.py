@@ -107,9 +107,10 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
             with _open_parquet(filesystem, path) as reader:
                 schema, metadata = reader.schema_arrow, reader.metadata
                 row_group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        names = schema.names  # decodes them, which fails on a header that is no UTF-8
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(_unreadable(path, is_csv, error, 0)) from error
-    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' stands in it twice; rename one of them")
     partition = {
@@ -138,6 +139,8 @@ def _open_csv(filesystem: Any, path: str, types: Mapping[str, pa.DataType]) -> A
 def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:
     """What a person needs to know of Arrow's complaint."""
     first_line = str(error).strip().split("\n")[0].split("Invalid: ")[-1]
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path}: not written as UTF-8 ({first_line}); convert it, as `iconv -f latin1 -t utf-8` does"
     if is_csv:
         return f"{path}: {first_line}; correct that row, or write the log as Parquet, which states its types"
     after = f" after row {row:,}" if row else ""

@@ -51,6 +51,8 @@ class PreparedLog:
             raise UserError(f"{path}: cannot be read ({error}); {again}") from error
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise UserError(f"{path}: written by another version of ctrkit; {again}")
+        if not _is_complete(manifest):
+            raise UserError(f"{path}: lacks some of what prepare writes; {again}")
         for name, size in manifest["files"].items():
             file = directory / name
             if not file.is_file():
@@ -94,6 +96,20 @@ class PreparedLog:
         assert part in PARTS
         content: Mapping[str, Any] = self.manifest["parts"][part]
         return content
+
+
+def _is_complete(manifest: Mapping[str, Any]) -> bool:
+    """Whether all stands in the manifest that is read from it."""
+    files, parts = manifest.get("files"), manifest.get("parts")
+    return (
+        isinstance(manifest.get("fingerprint"), str)
+        and isinstance(files, dict)
+        and all(isinstance(size, int) for size in files.values())
+        and isinstance(parts, dict)
+        and all(
+            isinstance(parts.get(part), dict) and {"files", "rows", "clicks"} <= parts[part].keys() for part in PARTS
+        )
+    )
 
 
 def _read(file: Path, names: Sequence[str]) -> pa.Table:

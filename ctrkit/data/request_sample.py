@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _json(value: Any) -> Any:
-    """JSON has no infinity: the largest float is clipped to the same end of the range."""
+    """JSON has no decimals and no infinity: the largest float is clipped to the same end of the range."""
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, float) and np.isinf(value):
         return float(np.copysign(np.finfo(np.float64).max, value))
     return value

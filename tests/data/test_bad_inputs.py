@@ -43,14 +43,14 @@ def features(**spec: dict[str, Any]) -> dict[str, Any]:
     return {"features": spec}
 
 
-def one_file(folder: Path, name: str, content: bytes | str) -> Case:
+def one_file(folder: Path, name: str, content: bytes | str, split: dict[str, Any] | None = None) -> Case:
     write_parts(folder / "log")
     path = folder / "log" / name
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         path.write_text(content)
-    return case(folder / "log")
+    return case(folder / "log", {"split": split} if split else None)
 
 
 def truncated(folder: Path) -> Case:
@@ -155,6 +155,10 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "CSV whose type changes": (
         lambda f: csv(f, "click,user_id,x\n" + "1,u,1\n" * 2_000_000 + "0,u,seven\n"),
         r"train\.csv: In CSV column #2: Row #2000002: .*invalid value 'seven'; correct that row",
+    ),
+    "CSV in Latin-1": (
+        lambda f: one_file(f, "x.csv", "click,user_id,prénom\n1,u,1\n".encode("latin-1"), {"by": "random"}),
+        r"x\.csv: not written as UTF-8 .*; convert it",
     ),
     "CSV with a header alone": (lambda f: csv(f, "click,user_id,x\n"), "leaves the train part empty"),
     "CSV that is no text": (lambda f: csv(f, "click,user_id,x\n\0\0\n1,u\n"), r"train\.csv: CSV parse error"),
@@ -265,6 +269,10 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "a time of text": (
         split_by({"by": "time"}, time="city"),
         r"time column 'city' is string; write numbers, timestamps",
+    ),
+    "a list of times, split at random": (
+        split_by({"by": "random"}, time="recent_items"),
+        r"time column 'recent_items' is list<.*; write numbers, timestamps",
     ),
     "a row without a time": (
         lambda f: case(

@@ -311,3 +311,17 @@ def test_dependence_needs_parents_that_come_back() -> None:
     assert not depends_on(parent % 3, parent)
     assert depends_on(parent % 20 % 3, parent % 20)
     assert not depends_on(parent % 3, parent % 20)
+
+
+def test_ids_that_the_lists_cannot_hold_are_not_shared(tmp_path: Path) -> None:
+    large = pa.array(np.arange(ROWS, dtype=np.uint64) % 50 + np.uint64(2**63))
+    _, recipe = look(tmp_path, log(item_id=large))
+    feature = next(f for f in recipe.schema_().features if f.name == "recent_items")
+    assert isinstance(feature, SequenceFeature)
+    assert feature.table is None
+
+
+def test_a_group_of_lists(tmp_path: Path) -> None:
+    pq.write_table(log(), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match=r"group key 'recent_items' is list<.*; name a column of integers or strings"):
+        inspect_log(str(tmp_path / "log.parquet"), label="click", group="recent_items")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_open_gives_what_prepare_gave(prepared: PreparedLog) -> None:
         (lambda d: (d / "manifest.json").unlink(), "no prepared log lies here"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "manifest.json").write_text('{"format": 0}'), "another version"),
+        (lambda d: (d / "manifest.json").write_text('{"format": 1, "files": {}}'), "lacks some of what"),
         (lambda d: (d / "encoding/item_id.keys.npy").unlink(), "missing"),
     ],
 )
@@ -496,3 +498,11 @@ def test_a_flipped_bit_in_a_prepared_log_is_found(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"part-00000\.parquet: damaged .*run `ctrkit prepare` again"):
         PreparedLog.open(tmp_path / "out").read_columns("train", [column.path_in_schema])
+
+
+def test_decimals_of_a_dense_feature_are_numbers_in_the_requests(tmp_path: Path) -> None:
+    log = table()
+    prices = [None if price is None else Decimal(f"{price:.2f}") for price in log["price"].to_pylist()]
+    log = log.set_column(log.schema.get_field_index("price"), "price", pa.array(prices, pa.decimal128(9, 2)))
+    items = [item for request in requests_of(tmp_path, log) for item in request["items"]]
+    assert [item["price"] for item in items] == [None if p is None else float(p) for p in prices[240:]]
