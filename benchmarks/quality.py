@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("pipelines/demo.toml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models of the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     options = parser.parse_args(argv)
     result = measure(options)
@@ -41,8 +42,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     name = load_recipe(options.recipe, overrides).name
     for seed in seeds:
         recipe = load_recipe(options.recipe, [*overrides, f"train.seed={seed}"])
+        models = {name: config for name, config in recipe.models.items() if name in (options.models or recipe.models)}
+        if not models:
+            raise SystemExit(f"--models {' '.join(options.models)}: the recipe has {', '.join(recipe.models)}")
         run = Run(
-            recipe,
+            recipe.model_copy(update={"models": models}),
             options.runs / f"{name}-quality" / f"seed{seed}",
             data_directory=options.runs / f"{name}-quality" / "data",
             say=lambda line: print(line, file=sys.stderr, flush=True),

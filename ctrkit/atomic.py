@@ -23,7 +23,6 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         UserError: another process is writing `target`, or the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target):
         for left in target.parent.glob(f".{target.name}.old-*"):  # killed between the two renames below
             if not target.exists():
@@ -46,6 +45,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         except OSError as error:
             if is_disk_full(error):
                 raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
+            if error.filename is not None and str(error.filename).startswith(str(target.parent)):
+                raise UserError(f"{target}: cannot be written ({error.strerror}); give another path") from error
             raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -54,15 +55,31 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`, which the system takes back when its process dies."""
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{target}: another process is writing it; wait for that one or give another path") from (
-                error
-            )
+    """Hold the lock of `target` meanwhile."""
+    descriptor = lock(target)
+    try:
         yield
+    finally:
+        os.close(descriptor)
+
+
+def lock(target: Path) -> int:
+    """Take the lock of `target`, held until the file descriptor returned is closed or the process dies.
+
+    Raises:
+        UserError: another process has it, or the file beside `target` that carries it cannot be opened.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another path") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"{target}: another process is writing it; wait for that one or give another path") from error
+    return descriptor
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Bundle:
             raise UserError(f"{directory / MANIFEST}: graph does not fit the schema; export the bundle again")
         try:
             golden = Golden.from_json(json.loads((directory / GOLDEN).read_bytes()))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{directory / GOLDEN}: {error}; export the bundle again") from error
         return cls(directory, manifest, encoding, golden)
 
@@ -271,7 +271,7 @@ def _read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: {key}: {first['msg']}; export the bundle again") from error
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a manifest ({error}); export the bundle again") from error
 
 

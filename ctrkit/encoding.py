@@ -192,7 +192,7 @@ class Encoding:
                 counts={name: Counts(**spec) for name, spec in content.get("counts", {}).items()},
             )
             unchanged = encoding.fingerprint() == content["fingerprint"]
-        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             why = str(error).partition("\n")[0]
             raise UserError(f"{directory}: no readable encoding ({why}); run `ctrkit prepare` again") from error
         if not unchanged:

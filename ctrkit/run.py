@@ -10,6 +10,8 @@ Each step keeps the fingerprint of what it depends on beside its result, and is 
 
 import hashlib
 import json
+import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 import ctrkit
-from ctrkit.atomic import atomic_file, read_json, write_json
+from ctrkit.atomic import atomic_file, lock, read_json, write_json
 from ctrkit.build import build_objective, build_optimizers
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict
@@ -40,7 +42,7 @@ from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.training.checkpoint import load_checkpoint
 from ctrkit.training.evaluation import evaluate, predict
-from ctrkit.training.trainer import Trainer
+from ctrkit.training.trainer import Trainer, check_monitor
 
 EVALUATION_BATCH = 8192
 
@@ -77,6 +79,8 @@ class Run:
     @cached_property
     def log(self) -> PreparedLog:
         """The prepared log, prepared now if its input or the schema changed."""
+        # held as long as this run lives: two in one directory would mix their results
+        weakref.finalize(self, os.close, lock(self.directory / "run"))
         write_json(self.directory / "recipe.json", as_dict(self.recipe))
         place, schema = self.data_directory, self.recipe.schema_()
         if (place / "manifest.json").exists():
@@ -148,6 +152,8 @@ class Run:
             log_scalars=_tensorboard(place) if config.tensorboard else None,
         )
         valid, columns = self._loader("valid"), self._columns("valid")
+        coin = _reports({"": np.full(len(columns[LABEL]), 0.5)}, columns)[""]
+        check_monitor(config.monitor, coin)  # before the first step, not after the first epoch
         progress = trainer.fit(loader, lambda o: _reports(predict(o, valid, device), columns))
         result = {
             "fingerprint": fingerprint,
@@ -325,7 +331,7 @@ def _reports(predictions: Mapping[str, npt.NDArray[np.float64]], columns: Mappin
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"train.device '{name}': torch cannot use it on this machine; give cpu, or another") from error
     return device

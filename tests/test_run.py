@@ -350,7 +350,7 @@ def test_a_device_that_is_not_there(copy: Path, device: str) -> None:
 def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     run, _ = opened(tmp_path / "run")
-    with pytest.raises(UserError, match=r"recipe\.json: cannot be written"):
+    with pytest.raises(UserError, match=r"run: cannot be written"):
         _ = run.log
 
 
@@ -386,3 +386,23 @@ def test_other_weights_are_evaluated_and_exported_again(copy: Path) -> None:
     run, _ = opened(copy)
     _ = run.bundle
     assert {"evaluation.json", "bundle/manifest.json"} <= changed(copy, before)
+
+
+def test_two_runs_do_not_share_a_directory(copy: Path) -> None:
+    first, _ = opened(copy)
+    _ = first.log
+    second, _ = opened(copy, "train.seed=1")
+    with pytest.raises(UserError, match="another process is writing it"):
+        _ = second.log
+
+
+def test_a_monitor_that_validation_does_not_define_stops_before_the_first_step(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = opened(copy, "train.seed=1")
+    columns = run._columns("valid")
+    one_class = {**columns, "__label": np.zeros(len(columns["__label"]), np.float32)}
+    monkeypatch.setattr(run, "_columns", lambda part: one_class)
+    with pytest.raises(UserError, match="'gauc' is not defined on the validation part"):
+        run.train("light")
+    assert not (copy / "models" / "light" / "result.json").exists()

@@ -57,7 +57,7 @@ class Embedding(nn.Module):
         self.bags = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
-                    name=table.name,
+                    name=table.name.replace("%", "%25").replace(".", "%2E"),  # it becomes a module's name
                     num_embeddings=table.num_rows,
                     embedding_dim=table.dim,
                     feature_names=list(table.features),
@@ -89,7 +89,8 @@ class Embedding(nn.Module):
 
     def table_weights(self) -> dict[str, nn.Parameter]:
         """The [V, E] weights of each table, by name."""
-        return {name: bag.weight for name, bag in self.bags.embedding_bags.items()}
+        bags = self.bags.embedding_bags.values()
+        return {table.name: bag.weight for table, bag in zip(self.tables, bags, strict=True)}
 
     def forward(self, batch: Batch) -> Tensor:
         """x[B, X] of a batch."""

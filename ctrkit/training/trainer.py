@@ -193,12 +193,7 @@ class Trainer:
 
     def _evaluate(self, evaluate: Evaluate, running: "_RunningLosses") -> None:
         reports = evaluate(self.objective)
-        value = getattr(reports[self.objective.inference_role()], self.monitor)
-        if value is None:
-            raise UserError(
-                f"train.monitor '{self.monitor}' is not defined on the validation part (no user with both classes, "
-                "or one class only); monitor log_loss, or give a larger validation part"
-            )
+        value = check_monitor(self.monitor, reports[self.objective.inference_role()])
         progress = self.progress
         better = progress.best is None or (value > progress.best if METRICS[self.monitor] else value < progress.best)
         progress.stale = 0 if better else progress.stale + 1
@@ -257,6 +252,21 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.history = state["history"]
         torch.set_rng_state(state["rng"])
+
+
+def check_monitor(monitor: str, report: Report) -> float:
+    """Value of the monitored metric.
+
+    Raises:
+        UserError: the validation part does not define it.
+    """
+    value: float | None = getattr(report, monitor)
+    if value is None:
+        raise UserError(
+            f"train.monitor '{monitor}' is not defined on the validation part (no user with both classes, "
+            "or one class only); monitor log_loss, or give a larger validation part"
+        )
+    return value
 
 
 class _RunningLosses:

@@ -28,8 +28,10 @@ def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown:
     it is written beside its place and renamed.
 
     Raises:
-        UserError: the bundle is broken, or a line holds no request that fits it; it names the line.
+        UserError: `out` is the file of requests or lies in the bundle, the bundle is broken, or a
+            line holds no request that fits it; it names the line.
     """
+    _check_place(Path(bundle), requests, out)
     scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
     num_requests = num_ads = 0
     with atomic_file(out) as file:
@@ -42,3 +44,11 @@ def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown:
             num_ads += len(scores_N)
             file.write((json.dumps({"scores": scores_N.tolist()}) + "\n").encode())
     return Scored(num_requests, num_ads, scorer.counts)
+
+
+def _check_place(bundle: Path, requests: Path, out: Path) -> None:
+    place = out.resolve()
+    if place == requests.resolve():
+        raise UserError(f"{out}: is the file of requests; give the scores another place")
+    if bundle.resolve() in place.parents:
+        raise UserError(f"{out}: lies in the bundle, which it would break; give the scores another place")

@@ -120,3 +120,8 @@ def test_no_dense_features() -> None:
 def test_a_network_is_its_tower_on_its_embedding() -> None:
     network, batch = networks.network(), networks.batch(5)
     assert torch.equal(network(batch), network.tower(network.embedding(batch)))
+
+
+def test_a_table_may_have_dots_in_its_name() -> None:
+    embedding = Embedding([TableConfig("a.b", 5, 2, ("a.b",)), TableConfig("a%2Eb", 6, 2, ("c",))])
+    assert {name: len(weight) for name, weight in embedding.table_weights().items()} == {"a.b": 5, "a%2Eb": 6}

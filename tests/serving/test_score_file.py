@@ -69,3 +69,14 @@ def test_a_place_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="folder: cannot be written"):
         score_file(bundle, requests, tmp_path / "folder")
     assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "folder"}
+
+
+def test_scores_do_not_overwrite_requests_or_lie_in_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    requests = _write(tmp_path / "requests.jsonl", REQUEST.to_json())
+    before = requests.read_bytes()
+    with pytest.raises(UserError, match="is the file of requests"):
+        score_file(bundle, requests, tmp_path / "x" / ".." / "requests.jsonl")
+    with pytest.raises(UserError, match="lies in the bundle"):
+        score_file(bundle, requests, bundle / "scores.jsonl")
+    assert requests.read_bytes() == before
+    score_file(bundle, requests, tmp_path / "scores.jsonl")  # the bundle is whole still
