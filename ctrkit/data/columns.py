@@ -17,7 +17,7 @@ from ctrkit.schema import DenseFeature, Feature, Schema, SequenceFeature
 
 LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
 """Names of the columns of a prepared log that are no features."""
-_RESERVED = (LABEL, GROUP, WEIGHT, ORACLE)
+RESERVED = (LABEL, GROUP, WEIGHT, ORACLE)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,15 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     }
     wanted = {f.source: f"features.{f.name}" for f in schema.features} | wanted
     require_columns(log.schema, wanted, log.files[0].path)
+    for column in RESERVED:
+        if column in wanted:
+            raise UserError(f"column '{column}', which {wanted[column]} names: ctrkit uses the name; rename the column")
     for file in log.files[1:]:
         names = [*file.schema.names, *file.partition]
         if not wanted.keys() <= set(names):
             require_columns(pa.schema([(n, pa.null()) for n in names]), wanted, file.path)
     for feature in schema.features:
-        if feature.name in _RESERVED or "/" in feature.name:
+        if feature.name in RESERVED or "/" in feature.name:
             raise UserError(f"features.{feature.name}: the name is used for something else; give another and `column`")
     if schema.time is not None:
         _check_time(schema.time, log.schema.field(schema.time).type)
@@ -184,9 +187,10 @@ def labels(chunk: Chunk, column: str) -> Float32Array:
         UserError: another value or none, with the first such row.
     """
     array = chunk.columns.column(column)
-    if not (_is_number(array.type) or pa.types.is_boolean(array.type)):
-        raise UserError(f"{chunk.file}: label '{column}' is {array.type}; write 0 (no click) and 1 (click)")
-    values_N = _floats(array)
+    try:
+        values_N = label_values(array)
+    except pa.ArrowException as error:
+        raise UserError(f"{chunk.file}: label '{column}' is {array.type}; write 0 (no click) and 1 (click)") from error
     bad_N = (values_N != 0) & (values_N != 1)
     if bad_N.any():
         row = int(np.argmax(bad_N))
@@ -196,6 +200,15 @@ def labels(chunk: Chunk, column: str) -> Float32Array:
             "neither 0 (no click) nor 1 (click); correct or drop such rows"
         )
     return values_N.astype(np.float32)
+
+
+def label_values(array: pa.Array) -> Float64Array:
+    """A label's numbers, also where they are written as text or decimals; NaN where there is none.
+
+    Raises:
+        pa.ArrowException: it holds something else.
+    """
+    return _floats(decoded(array))
 
 
 def groups(chunk: Chunk, column: str) -> pa.Array:

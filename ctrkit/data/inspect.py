@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from ctrkit.config import SplitByFiles
 from ctrkit.data import naming
 from ctrkit.data.column_profile import Profile, codes_of, depends_on, log_warnings, profile
-from ctrkit.data.columns import decoded, to_numpy
+from ctrkit.data.columns import RESERVED, decoded, label_values
 from ctrkit.data.recipe_text import FeatureLine, recipe_text
 from ctrkit.data.source import ClickLog, open_log, require_columns
 from ctrkit.data.split import PARTS, find_parts
@@ -91,7 +91,7 @@ def _labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.bool_]:
         raise UserError(f"{path}: the log has no rows")
     column = decoded(sample.column(label).combine_chunks())
     try:
-        values_N = to_numpy(column.cast(pa.float64()))
+        values_N = label_values(column)
     except pa.ArrowException as error:
         raise UserError(f"{path}: label '{label}' is {column.type}; name a column of 0 (no click) and 1") from error
     wrong = np.unique(values_N[(values_N != 0) & (values_N != 1)])
@@ -137,6 +137,8 @@ class _Look:
         name = column.name
         unique = column.distinct > _NEAR_UNIQUE * column.rows and not column.is_list
         reasons = {
+            "it has no name": not name,
+            "ctrkit uses the name; rename it": name in RESERVED,
             f"type {column.type}, which no feature takes": not _is_plain(column),
             "constant: it tells the model nothing": column.is_constant,
             f"a time; that of the log is '{self.time}'": naming.is_time(name) and column.is_number,
@@ -149,6 +151,9 @@ class _Look:
         for reason, holds in reasons.items():
             if holds:
                 return reason
+        if column.is_list and _is_fractional(column):
+            self.warnings.append(f"'{name}' holds lists of numbers that are no ids, which no feature takes; left out")
+            return "lists of numbers that are no ids"
         if column.label_auc > _LEAK_AUC:
             self.warnings.append(
                 f"'{name}' gives the label away (alone it ranks it with AUC {column.label_auc:.3f}); left out"
@@ -270,6 +275,10 @@ def _shared(one: pa.Array, other: pa.Array) -> int:
 def _numbers_requests(column: Profile) -> bool:
     many = column.distinct > _MANY_VALUES and not pa.types.is_floating(column.type)
     return naming.is_request(column.name) and (naming.is_id(column.name) or many)
+
+
+def _is_fractional(column: Profile) -> bool:
+    return bool(pa.types.is_decimal(column.type) or (pa.types.is_floating(column.type) and not column.whole))
 
 
 def _is_plain(column: Profile) -> bool:

@@ -4,8 +4,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
+from ctrkit.data.columns import RESERVED
 from ctrkit.schema import Side
 
 _MODELS = """
@@ -37,11 +39,6 @@ class FeatureLine:
     spec: Mapping[str, Any]
     """Its other keys."""
     comment: str
-
-    @property
-    def name(self) -> str:
-        """The column's name; a slash cannot stand in it, since tables are files."""
-        return self.column.replace("/", "_")
 
 
 def recipe_text(
@@ -81,14 +78,29 @@ def recipe_text(
 
 
 def _feature_lines(features: Sequence[FeatureLine]) -> Iterator[str]:
-    tables = {line.column: line.name for line in features}
+    names = _names([line.column for line in features])
     for line in features:
+        name = names[line.column]
         spec: dict[str, Any] = {"side": line.side, **line.spec}
         if "table" in spec:
-            spec["table"] = tables[spec["table"]]
-        if line.name != line.column:
+            spec["table"] = names[spec["table"]]
+        if name != line.column:
             spec["column"] = line.column
-        yield f"{_key(line.name)} = {_table(spec)}  # {one_line(line.comment)}"
+        yield f"{_key(name)} = {_table(spec)}  # {one_line(line.comment)}"
+
+
+def _names(columns: Sequence[str]) -> dict[str, str]:
+    """A feature's name for each column: its own, but a slash cannot stand in a file's name, nor a dot in a key."""
+    names = {column: column for column in columns if not set("/.") & set(column)}
+    taken = {*names, *RESERVED}
+    for column in columns:
+        if column not in names:
+            plain = re.sub(r"[/.]", "_", column)
+            names[column] = next(
+                name for name in chain([plain], (f"{plain}_{i}" for i in count(2))) if name not in taken
+            )
+            taken.add(names[column])
+    return names
 
 
 def _table(content: Mapping[str, Any]) -> str:

@@ -251,6 +251,13 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
         ),
         "features 'city' and 'item_id' share table 't', but one has string values, the other int",
     ),
+    "a column of a reserved name": (
+        lambda f: case(
+            write_parts(f / "log", table().rename_columns({"city": "__label"})),
+            **features(city={"side": "user", "column": "__label"}),
+        ),
+        r"column '__label', which features\.city names: ctrkit uses the name; rename",
+    ),
     "a reserved name": (
         lambda f: case(write_parts(f / "log"), **features(__label={"side": "user", "column": "city"})),
         r"features\.__label: the name is used for something else",

@@ -231,12 +231,13 @@ def test_rows_that_are_logged_twice(tmp_path: Path) -> None:
 
 
 def test_odd_names_are_quoted(tmp_path: Path) -> None:
-    names = {'a "b" \\ c.d': "user", "x/y": "item", "prix €\n": "context"}
+    names = {'a "b" \\ c.d': "user", "x/y": "item", "x_y": "item", "": "no", "__label": "no", "prix €\n": "context"}
     columns: dict[str, Any] = {name: RNG.integers(0, 5, ROWS) for name in names}
     table = log(**columns)
     _, recipe = look(tmp_path, table)
-    assert set(names) - {"x/y"} | {"x_y"} <= set(recipe.features)
-    assert recipe.features["x_y"].source == "x/y"
+    assert {'a "b" \\ c_d', "x_y", "x_y_2", "prix €\n"} <= set(recipe.features)
+    assert [recipe.features[name].source for name in ("x_y", "x_y_2")] == ["x_y", "x/y"]
+    assert not {"", "__label"} & {feature.source for feature in recipe.features.values()}
     prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
 
 
@@ -325,3 +326,18 @@ def test_a_group_of_lists(tmp_path: Path) -> None:
     pq.write_table(log(), tmp_path / "log.parquet")
     with pytest.raises(UserError, match=r"group key 'recent_items' is list<.*; name a column of integers or strings"):
         inspect_log(str(tmp_path / "log.parquet"), label="click", group="recent_items")
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.decimal128(3, 1), pa.dictionary(pa.int8(), pa.int64())])
+def test_labels_of_other_types_train(tmp_path: Path, kind: pa.DataType) -> None:
+    click = pa.array(LABEL.astype(np.int64))
+    click = click.dictionary_encode() if pa.types.is_dictionary(kind) else click.cast(pa.decimal128(20, 0)).cast(kind)
+    _, recipe = look(tmp_path, log(click=click))
+    prepared = prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
+    assert sum(prepared.clicks(part) for part in ("train", "valid", "test")) == LABEL.sum()
+
+
+def test_lists_of_fractions_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    found, recipe = look(tmp_path, log(vector=[[0.5, 0.25 * (i % 9)] for i in range(ROWS)]))
+    assert "vector" not in recipe.features
+    assert any("'vector' holds lists of numbers that are no ids" in warning for warning in found.warnings)
