@@ -27,8 +27,10 @@ def filesystem_of(path: str) -> tuple[Any, str]:
     """The filesystem of a path or URI (pyarrow's, or else fsspec's), and the path inside it.
 
     Raises:
-        UserError: no filesystem is known for the URI, or its package is not installed.
+        UserError: the path is empty, no filesystem is known for the URI, or its package is not installed.
     """
+    if not path:
+        raise UserError("the path of the log is empty; name a file, folder, glob or URI")
     if "://" not in path:
         return pafs.LocalFileSystem(), path
     try:
@@ -55,7 +57,7 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
     if found:
         return [(filesystem, info) for info in found]
     info = filesystem.get_file_info(inner)
-    if glob.has_magic(inner):
+    if glob.has_magic(inner) and info.type == pafs.FileType.NotFound:
         raise UserError(f"{path}: no Parquet or CSV file matches; quote the pattern if the shell expands it")
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"{path}: no such file or folder; check data.path, which is relative to where you are")
@@ -66,8 +68,9 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
 
 def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
     """File infos below a file, folder or glob, by path; hidden files and those of no known format left out."""
-    root, pattern = _split_glob(path)
     try:
+        is_literal = filesystem.get_file_info(path).type != pafs.FileType.NotFound  # also if it has brackets
+        root, pattern = (path.rstrip("/") or "/", None) if is_literal else _split_glob(path)
         infos = filesystem.get_file_info([root])
         if infos[0].type == pafs.FileType.Directory:
             infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))

@@ -154,3 +154,17 @@ def test_a_flipped_bit_is_found_where_the_writer_wrote_checksums(tmp_path: Path)
     path.write_bytes(content)
     with pytest.raises(UserError, match="truncated or damaged"):
         read(open_log(str(path)), "a")
+
+
+def test_a_path_that_exists_is_no_glob(tmp_path: Path) -> None:
+    for name in ("log[12]", "log1"):
+        (tmp_path / name).mkdir()
+        pq.write_table(LOG.slice(0, len(name)), tmp_path / name / "x[1].parquet")
+    assert open_log(str(tmp_path / "log[12]")).rows == 7
+    assert open_log(str(tmp_path / "log[12]" / "x[1].parquet")).rows == 7
+    assert open_log(str(tmp_path / "log[1]")).rows == 4
+
+
+def test_an_empty_path() -> None:
+    with pytest.raises(UserError, match="the path of the log is empty"):
+        open_log("")
