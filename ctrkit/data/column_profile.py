@@ -141,6 +141,13 @@ def duplicate_share(codes: Mapping[str, Int64Array]) -> float:
     return 1 - len(np.unique(rows_N)) / max(len(rows_N), 1)
 
 
+def has_both_classes(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -> bool:
+    """Whether any group of the sample has rows with a click and rows without, as GAUC needs."""
+    codes_N = codes_of(decoded(sample.column(group).combine_chunks()))
+    clicks = np.bincount(codes_N, label_N)
+    return bool(((clicks > 0) & (clicks < np.bincount(codes_N))).any())
+
+
 def log_warnings(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -> Iterator[str]:
     """What looks wrong with the log as a whole."""
     rate = float(label_N.mean())

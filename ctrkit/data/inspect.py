@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ctrkit.config import SplitByFiles
 from ctrkit.data import naming
-from ctrkit.data.column_profile import Profile, codes_of, depends_on, log_warnings, profile
+from ctrkit.data.column_profile import Profile, codes_of, depends_on, has_both_classes, log_warnings, profile
 from ctrkit.data.columns import RESERVED, decoded, label_values
 from ctrkit.data.recipe_text import FeatureLine, recipe_text
 from ctrkit.data.source import ClickLog, open_log, require_columns
@@ -66,6 +66,11 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
     features = look.features()
     if not features:
         raise UserError(f"{path}: no column is left to be a feature: {'; '.join(look.left_out.values())}")
+    ranked = has_both_classes(sample, group, label_N)
+    if not ranked:
+        look.warnings.append(
+            f"no value of '{group}' has both clicks and none in the sample, so no GAUC: training watches log loss"
+        )
     warnings = (*look.warnings, *log_warnings(sample, group, label_N))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(path.rstrip("/")).name.split(".")[0]).strip("_.-")
     recipe = recipe_text(
@@ -76,6 +81,7 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
         features=features,
         left_out=look.left_out,
         warnings=warnings,
+        monitor=None if ranked else "log_loss",
         seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
     )
     return Inspection(recipe, warnings)

@@ -51,6 +51,7 @@ def recipe_text(
     left_out: Mapping[str, str],
     warnings: Sequence[str],
     seen: str,
+    monitor: str | None = None,
 ) -> str:
     """The recipe; what was left out and the warnings stand in it as comments."""
     return (
@@ -70,6 +71,7 @@ def recipe_text(
                 "[features]",
                 *_feature_lines(features),
                 *(f"# {one_line(column)}: {one_line(reason)}" for column, reason in left_out.items()),
+                *(["", "[train]", f"monitor = {_value(monitor)}"] if monitor is not None else []),
                 _MODELS,
             ]
         ).rstrip()

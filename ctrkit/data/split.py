@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
-from ctrkit.data.locate import SUFFIXES, Format, exists, find_files
+from ctrkit.data.locate import SUFFIXES, Format, exists, filesystem_of, find_files
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
 from ctrkit.data.source import Chunk, ClickLog, open_log, require_columns
@@ -170,6 +170,7 @@ def open_split(path: str, data: DataConfig, time: str | None) -> SplitLog:
 
 def find_parts(path: str, format: Format, split: SplitByFiles) -> dict[Part, list[str]]:
     """What lies at `path` for each part: `train` stands for `train`, `train.parquet`, `train.csv` or a glob."""
+    filesystem_of(path)  # an empty path would mean the root folder below
     root = path.rstrip("/")
     found: dict[Part, list[str]] = {}
     for part in PARTS:

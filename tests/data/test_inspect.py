@@ -269,6 +269,11 @@ def test_a_label_that_is_none(tmp_path: Path, label: str, group: str, message: s
         inspect_log(str(tmp_path / "log.parquet"), label=label, group=group)
 
 
+def test_an_empty_path() -> None:
+    with pytest.raises(UserError, match="the path of the log is empty"):
+        inspect_log("", label="click", group="user_id")
+
+
 def test_a_log_without_rows_or_features(tmp_path: Path) -> None:
     pq.write_table(log().slice(0, 0), tmp_path / "log.parquet")
     with pytest.raises(UserError, match="the log has no rows"):
@@ -341,3 +346,14 @@ def test_lists_of_fractions_are_left_out_with_a_warning(tmp_path: Path) -> None:
     found, recipe = look(tmp_path, log(vector=[[0.5, 0.25 * (i % 9)] for i in range(ROWS)]))
     assert "vector" not in recipe.features
     assert any("'vector' holds lists of numbers that are no ids" in warning for warning in found.warnings)
+
+
+def test_without_a_user_of_both_classes_training_watches_log_loss(tmp_path: Path) -> None:
+    found, recipe = look(
+        tmp_path / "a", log(user_id=[f"u{i // 2}" for i in range(ROWS)], click=[0, 0, 1, 1] * (ROWS // 4))
+    )
+    assert recipe.train.monitor == "log_loss"
+    assert any("training watches log loss" in warning for warning in found.warnings)
+    found, recipe = look(tmp_path / "b", log())
+    assert recipe.train.monitor == "gauc"
+    assert "[train]" not in found.recipe
