@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     gaps = [e["gap_closed"] for e in evaluations]
     return {
         "recipe": name,
-        "set": overrides,
+        "set": [o for o in overrides if not o.startswith("data.path=")],
         "seeds": list(seeds),
         "rows": rows,
         "networks": networks,
