@@ -132,7 +132,7 @@ def test_gradients_reach_exactly_the_declared_parameters(case: Case) -> None:
 @every_objective
 def test_loss_falls_to_near_zero_on_64_rows(case: Case) -> None:
     objective, batch = case.make(), networks.batch(64)
-    config = TrainConfig(lr=0.01, table_lr=0.01, weight_decay=0.0)
+    config = TrainConfig(lr=0.01, table_lr=0.01, weight_decay=0.0, table_l2=0.0)
     optimizers, _, _ = build_optimizers(objective, config, 1)
     start = end = 0.0
     for step in range(1000):
