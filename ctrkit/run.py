@@ -30,7 +30,8 @@ from ctrkit.build import build_objective, build_optimizers
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict
 from ctrkit.data.batch import Batch
-from ctrkit.data.loader import GROUP, LABEL, ORACLE, WEIGHT, Loader
+from ctrkit.data.columns import GROUP, LABEL, ORACLE, WEIGHT
+from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
 from ctrkit.data.prepare import prepare
 from ctrkit.data.prepared import PreparedLog

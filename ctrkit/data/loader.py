@@ -13,10 +13,9 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
+from ctrkit.data.columns import LABEL, WEIGHT
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema, SequenceFeature
-
-LABEL, WEIGHT, GROUP, ORACLE = "__label", "__weight", "__group", "__oracle"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrkit.data.batch import Batch
-from ctrkit.data.loader import GROUP, LABEL, WEIGHT, Loader
+from ctrkit.data.columns import GROUP, LABEL, WEIGHT
+from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
 

@@ -11,7 +11,8 @@ import torch
 
 from ctrkit.build import build_optimizers
 from ctrkit.config import TrainConfig
-from ctrkit.data.loader import LABEL, WEIGHT, Loader
+from ctrkit.data.columns import LABEL, WEIGHT
+from ctrkit.data.loader import Loader
 from ctrkit.metrics.report import Report
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
