@@ -78,7 +78,9 @@ def build_optimizers(
     known = {id(weight) for weight in tables}
     towers = [parameter for parameter in objective.parameters() if id(parameter) not in known]
     tower_optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    optimizers: list[torch.optim.Optimizer] = [tower_optimizer(towers, lr=config.lr, weight_decay=config.weight_decay)]
+    optimizers: list[torch.optim.Optimizer] = [
+        tower_optimizer(towers, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    ]
     if tables:
         optimizers.append(TableOptimizer(tables, method=config.table_optimizer, lr=config.table_lr, l2=config.table_l2))
 

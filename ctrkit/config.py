@@ -150,6 +150,8 @@ class TrainConfig(_Strict):
     shuffle_rows: Positive = 1_000_000
     """Rows of the shuffle buffer."""
     device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
     tensorboard: bool = False
 
 

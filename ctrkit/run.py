@@ -149,6 +149,7 @@ class Run:
             clip_norm=config.clip_norm,
             clipped=towers,
             device=device,
+            precision=config.precision,
             quiet=self.quiet,
             log_scalars=_tensorboard(place) if config.tensorboard else None,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -77,6 +78,12 @@ class MLP(nn.Module):
         return sum(a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
 
     def forward(self, x_BX: Tensor) -> Tensor:
-        """logit[B]."""
-        logit_B1: Tensor = self.layers(x_BX)
-        return logit_B1.squeeze(1)
+        """logit[B]; under autocast the hidden layers have its precision, the logit has that of the weights."""
+        hidden_BH = self.layers[:-1](x_BX)
+        if not torch.is_autocast_enabled(x_BX.device.type):
+            logit_B1: Tensor = self.layers[-1](hidden_BH)
+            return logit_B1.squeeze(1)
+        # a logit of 8 bits would tie impressions within a user
+        with torch.autocast(x_BX.device.type, enabled=False):
+            output = self.layers[-1]
+            return output(hidden_BH.to(output.weight.dtype)).squeeze(1)

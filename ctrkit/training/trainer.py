@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -63,6 +63,7 @@ class Trainer:
         clip_norm: largest gradient norm of `clipped`.
         clipped: parameters whose gradient is clipped (the towers'; the tables' updates are scaled by row).
         device: where the objective is.
+        precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
     """
@@ -82,6 +83,7 @@ class Trainer:
         clip_norm: float | None = None,
         clipped: list[nn.Parameter] | None = None,
         device: torch.device | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
     ) -> None:
@@ -94,6 +96,7 @@ class Trainer:
         self.monitor, self.patience, self.evaluations_per_epoch = monitor, patience, evaluations_per_epoch
         self.clip_norm, self.clipped = clip_norm, clipped or []
         self.device = device or torch.device("cpu")
+        self.precision = precision
         self.quiet = quiet
         self.log_scalars = log_scalars
         self.progress = Progress()
@@ -153,7 +156,8 @@ class Trainer:
 
     def _train_step(self, batch: Batch, train: Loader, running: "_RunningLosses") -> None:
         moved = batch.to(self.device)
-        losses = self.objective.losses(moved)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            losses = self.objective.losses(moved)
         means = {name: (moved.weight_B * loss_B).mean() for name, loss_B in losses.items()}
         total = torch.stack(list(means.values())).sum()
         if not math.isfinite(total.item()):

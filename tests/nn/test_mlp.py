@@ -112,3 +112,31 @@ def test_widths() -> None:
     tower = MLP(9, (5, 3))
     shapes = [m.weight.shape for m in tower.modules() if isinstance(m, nn.Linear)]
     assert [tuple(s) for s in shapes] == [(b, a) for a, b in pairwise((9, 5, 3, 1))]
+
+
+def test_under_autocast_the_hidden_layers_are_bf16_and_the_logit_is_not() -> None:
+    torch.manual_seed(0)
+    tower, x = MLP(4, (64, 32)), torch.randn(200, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, logit = tower.layers[:-1](x), tower(x)
+    assert hidden.dtype == torch.bfloat16
+    assert logit.dtype == torch.float32
+    # exactly the last layer in fp32 on what the hidden layers gave: no bit of the logit is rounded away
+    torch.testing.assert_close(logit, tower.layers[-1](hidden.float()).squeeze(1), rtol=0, atol=0)
+    assert len(logit.detach().unique()) == 200
+    assert 0 < (logit - tower(x)).abs().max() < 0.05
+
+
+def test_gradients_under_autocast_are_near_those_without() -> None:
+    torch.manual_seed(0)
+    tower, x = MLP(4, (64, 32)), torch.randn(50, 4)
+    tower(x).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+    tower.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        logit = tower(x)
+    logit.square().sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert 0 < (parameter.grad - expected[name]).norm() < 0.03 * expected[name].norm()
