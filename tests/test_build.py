@@ -66,7 +66,7 @@ def test_a_warm_up_longer_than_the_run() -> None:
 def test_a_pointwise_model() -> None:
     objective = build_objective(recipe(), "light", NUM_ROWS)
     assert isinstance(objective, Pointwise)
-    tower = objective.network.tower
+    tower = objective.inference_model().tower
     assert [type(layer) for layer in tower.layers] == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
     assert tower.widths == (4 + 6 + 6 + 4 + 2, 8, 1)
 
@@ -75,11 +75,11 @@ def test_a_rocket() -> None:
     objective = build_objective(recipe(), "rocket", NUM_ROWS)
     assert isinstance(objective, RocketLaunching)
     assert (objective.hint_weight, objective.route) == (0.25, "paper")
-    assert objective.light.tower.widths[1:] == (8, 1)
-    assert objective.booster.tower.widths[1:] == (16, 8, 1)
-    assert any(isinstance(m, nn.BatchNorm1d) for m in objective.booster.tower.modules())
-    assert not any(isinstance(m, nn.BatchNorm1d) for m in objective.light.tower.modules())
-    assert objective.light.embedding is objective.booster.embedding
+    assert objective.networks()["light"].tower.widths[1:] == (8, 1)
+    assert objective.networks()["booster"].tower.widths[1:] == (16, 8, 1)
+    assert any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["booster"].tower.modules())
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["light"].tower.modules())
+    assert objective.networks()["light"].embedding is objective.networks()["booster"].embedding
 
 
 def test_a_model_is_initialised_from_its_seed() -> None:
@@ -89,8 +89,8 @@ def test_a_model_is_initialised_from_its_seed() -> None:
     changed.models["rocket"].train.__dict__["seed"] = 6
     third = build_objective(changed, "rocket", NUM_ROWS).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    table = "light.embedding.bags.embedding_bags.item.weight"
-    assert torch.equal(first[table], other[table.replace("light.", "network.")])
+    table = "embeddings.0.bags.embedding_bags.item.weight"
+    assert torch.equal(first[table], other[table])
     assert not torch.equal(first[table], third[table])
 
 
@@ -128,7 +128,9 @@ def test_optimizers_divide_the_parameters_between_them() -> None:
     assert [table_optimizer.defaults[key] for key in ("lr", "l2", "method")] == [0.3, 0.4, "adagrad"]
     of_towers, of_tables = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
     assert [id(p) for p in of_towers] == [id(p) for p in towers]
-    assert {id(p) for p in of_tables} == {id(w) for w in objective.light.embedding.table_weights().values()}  # type: ignore
+    assert {id(p) for p in of_tables} == {
+        id(w) for w in objective.networks()["light"].embedding.table_weights().values()
+    }
     every = [*of_towers, *of_tables]
     assert len({id(p) for p in every}) == len(every) == len(list(objective.parameters()))
     assert len(schedulers) == 2

@@ -12,8 +12,21 @@ from ctrkit.nn.network import Network
 class Objective(nn.Module, ABC):
     """Which networks train together, by which losses, and which one ships.
 
+    Embeddings and towers are registered here, each once however many networks hold it, so that a checkpoint has every
+    table once and sharding finds it at one place; the networks themselves are views of them.
     Every objective passes the contract tests in tests/objectives/test_contract.py.
+
+    Args:
+        networks: every network that can predict, by its role; an objective with one network calls it "".
     """
+
+    def __init__(self, networks: Mapping[str, Network]) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleList(
+            {id(network.embedding): network.embedding for network in networks.values()}.values()
+        )
+        self.towers = nn.ModuleDict({role or "tower": network.tower for role, network in networks.items()})
+        self._networks = dict(networks)
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -26,9 +39,9 @@ class Objective(nn.Module, ABC):
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """logit[B] of every network in `networks`, sharing what they share."""
 
-    @abstractmethod
     def networks(self) -> Mapping[str, Network]:
-        """Every network that can predict, by its role; an objective with one network calls it ""."""
+        """Every network that can predict, by its role."""
+        return self._networks
 
     @abstractmethod
     def inference_role(self) -> str:

@@ -1,7 +1,5 @@
 """One network by itself, on the label."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from ctrkit.data.batch import Batch
@@ -14,20 +12,15 @@ class Pointwise(Objective):
     """Binary cross-entropy of one network: the baseline that every other method is measured against."""
 
     def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__({"": network})
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The label loss."""
-        return {"label": binary_cross_entropy(self.network(batch), batch.label_B)}
+        return {"label": binary_cross_entropy(self.inference_model()(batch), batch.label_B)}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """The network's logit."""
-        return {"": self.network(batch)}
-
-    def networks(self) -> Mapping[str, Network]:
-        """The network."""
-        return {"": self.network}
+        return {"": self.inference_model()(batch)}
 
     def inference_role(self) -> str:
         """The only one."""

@@ -1,6 +1,5 @@
 """A light tower that learns under its booster, both from scratch."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -36,16 +35,15 @@ class RocketLaunching(Objective):
     def __init__(
         self, embedding: Embedding, light: MLP, booster: MLP, *, hint_weight: float = 1.0, route: Route = "shared"
     ) -> None:
-        super().__init__()
-        self.light = Network(embedding, light)
-        self.booster = Network(embedding, booster)
+        super().__init__({"light": Network(embedding, light), "booster": Network(embedding, booster)})
         self.hint_weight = hint_weight
         self.route = route
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x_BX = self.booster.embedding(batch)
-        booster_B = self.booster.tower(x_BX)
-        light_B = self.light.tower(x_BX.detach() if self.route == "shared" else x_BX)
+        light, booster = self.networks()["light"], self.networks()["booster"]
+        x_BX = booster.embedding(batch)
+        booster_B = booster.tower(x_BX)
+        light_B = light.tower(x_BX.detach() if self.route == "shared" else x_BX)
         return light_B, booster_B
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -62,10 +60,6 @@ class RocketLaunching(Objective):
         """Both logits, from one lookup."""
         light_B, booster_B = self._forward(batch)
         return {"light": light_B, "booster": booster_B}
-
-    def networks(self) -> Mapping[str, Network]:
-        """The light network and the booster."""
-        return {"light": self.light, "booster": self.booster}
 
     def inference_role(self) -> str:
         """The light network."""

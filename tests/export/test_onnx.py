@@ -154,14 +154,17 @@ def floats(model: Path) -> list[np.ndarray]:
 
 def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exported]) -> None:
     objective, exported = rocket
-    light = [*objective.light.tower.parameters(), *objective.light.embedding.table_weights().values()]
+    light = [
+        *objective.networks()["light"].tower.parameters(),
+        *objective.networks()["light"].embedding.table_weights().values(),
+    ]
     arrays = floats(exported.model)
     assert sum(array.size for array in arrays) == sum(p.numel() for p in light)
     content = exported.model.read_bytes() + exported.model.with_name(WEIGHTS).read_bytes()
     assert b"booster" not in content
     widths = {size for array in arrays for size in array.shape}
     assert not widths & {33, 17}
-    for parameter in objective.booster.tower.parameters():
+    for parameter in objective.networks()["booster"].tower.parameters():
         assert parameter.detach().numpy().tobytes() not in content or parameter.numel() < 4
     for parameter in light:
         assert parameter.detach().numpy().tobytes() in content or parameter.dim() == 2  # matrices may be transposed

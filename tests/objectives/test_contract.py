@@ -1,6 +1,7 @@
 """What every objective must keep. A new one is a line in CASES."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,6 +211,25 @@ def test_what_ships_is_the_network_of_the_inference_role(case: Case) -> None:
 def test_networks_share_one_embedding(case: Case) -> None:
     objective = case.make()
     assert len({id(network.embedding) for network in objective.networks().values()}) == 1
+
+
+@every_objective
+def test_every_module_is_registered_once(case: Case) -> None:
+    state = case.make().state_dict()
+    storages = [tensor.data_ptr() for tensor in state.values()]
+    assert len(storages) == len(set(storages))
+    assert {name.partition(".")[0] for name in state} == {"embeddings", "towers"}
+
+
+@every_objective
+def test_a_copy_has_networks_of_its_own(case: Case) -> None:
+    objective, batch = case.make().eval(), networks.batch(8)
+    copy = deepcopy(objective)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.zero_()
+    assert all((logit_B == 0).all() for logit_B in copy.logits(batch).values())
+    assert all((logit_B != 0).any() for logit_B in objective.logits(batch).values())
 
 
 @every_objective

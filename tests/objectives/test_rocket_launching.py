@@ -56,13 +56,15 @@ def test_terms_by_hand(route: Route) -> None:
 
 
 def table_gradient(loss: Tensor, objective: RocketLaunching) -> Tensor:
-    (found,) = torch.autograd.grad(loss, objective.light.embedding.table_weights()["item"], retain_graph=True)
+    (found,) = torch.autograd.grad(
+        loss, objective.networks()["light"].embedding.table_weights()["item"], retain_graph=True
+    )
     return found.to_dense()
 
 
 def test_by_the_route_none_the_hint_moves_the_tables_through_both_towers() -> None:
     objective, batch = rocket("none"), networks.batch(32)
-    light_B, booster_B = objective.light(batch), objective.booster(batch)
+    light_B, booster_B = objective.networks()["light"](batch), objective.networks()["booster"](batch)
     difference_B = 2 * (light_B - booster_B).detach()
     expected = table_gradient((difference_B * (light_B - booster_B)).sum(), objective)
     torch.testing.assert_close(table_gradient(objective.losses(batch)["hint"].sum(), objective), expected)
@@ -70,7 +72,7 @@ def test_by_the_route_none_the_hint_moves_the_tables_through_both_towers() -> No
 
 def test_by_the_route_of_the_paper_the_hint_moves_the_tables_through_the_light_tower_alone() -> None:
     objective, batch = rocket("paper"), networks.batch(32)
-    light_B, booster_B = objective.light(batch), objective.booster(batch)
+    light_B, booster_B = objective.networks()["light"](batch), objective.networks()["booster"](batch)
     difference_B = 2 * (light_B - booster_B).detach()
     expected = table_gradient((difference_B * light_B).sum(), objective)
     torch.testing.assert_close(table_gradient(objective.losses(batch)["hint"].sum(), objective), expected)
@@ -109,5 +111,5 @@ def test_no_hint_is_no_hint() -> None:
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_light_tower_ships(route: Route) -> None:
     objective = rocket(route)
-    assert objective.inference_model() is objective.light
+    assert objective.inference_model() is objective.networks()["light"]
     assert list(objective.networks()) == ["light", "booster"]

@@ -125,6 +125,7 @@ def trainer(
         evaluations_per_epoch=config.evaluations_per_epoch,
         clip_norm=config.clip_norm,
         clipped=towers,
+        precision=config.precision,
         quiet=True,
     )
 

@@ -380,3 +380,18 @@ def test_a_clip_norm_of_zero_leaves_the_gradient_as_it_is(tmp_path: Path) -> Non
         ends.append(dict(run.objective.state_dict()))
     assert equal(ends[0], ends[1])
     assert not equal(ends[0], ends[2])
+
+
+def test_bf16_trains_to_nearly_the_same_weights(log: Path, tmp_path: Path) -> None:
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        train = small_run.loader(log)
+        run = small_run.trainer(small_run.pointwise(), tmp_path / precision, train, epochs=1, precision=precision)
+        run.fit(train, Scripted([0.5], "gauc"))
+        runs[precision] = run.objective.state_dict()
+    for name, weight in runs["fp32"].items():
+        other = runs["bf16"][name]
+        assert other.dtype == torch.float32
+        # six steps of Adam at 0.01, whose first ones are of that size whatever the gradient's
+        assert (other - weight).abs().max() < 0.03
+    assert not equal(runs["fp32"], runs["bf16"])
