@@ -1,0 +1,1 @@
+"""Judging scores that lie in files, whichever model they come from."""
