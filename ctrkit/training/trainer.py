@@ -107,8 +107,8 @@ class Trainer:
         """Train, from the last checkpoint of this run if there is one, and load the best weights.
 
         Raises:
-            UserError: the loss or a gradient is not finite; names step, file and row group, and the weights of the
-                last checkpoint are kept.
+            UserError: the loss or a gradient is not finite; names step and cause (the row group where a value is not
+                finite, else the learning rates), and the weights of the last checkpoint are kept.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -161,14 +161,14 @@ class Trainer:
         means = {name: (moved.weight_B * loss_B).mean() for name, loss_B in losses.items()}
         total = torch.stack(list(means.values())).sum()
         if not math.isfinite(total.item()):
-            raise self._diverged(batch, train, "the loss", torch.stack(list(losses.values())).sum(0))
+            raise self._diverged(batch, train, "the loss")
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         if self.clipped:
             norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
             if not math.isfinite(norm.item()):
-                raise self._diverged(batch, train, "the gradient", None)
+                raise self._diverged(batch, train, "the gradient")
         for optimizer in self.optimizers:
             optimizer.step()
         for scheduler in self.schedulers:
@@ -181,18 +181,22 @@ class Trainer:
         self.progress.seconds += now - self._mark
         self._mark = now
 
-    def _diverged(self, batch: Batch, train: Loader, what: str, loss_B: torch.Tensor | None) -> UserError:
-        # the values before the losses: batch norm spreads what is not finite over the whole batch
-        broken_B = ~batch.dense_BD.isfinite().all(1)
-        if loss_B is not None and not broken_B.any():
-            broken_B = ~(batch.weight_B * loss_B.detach().cpu()).isfinite()
-        path, group = train.origin(int(batch.origin_B[int(broken_B.int().argmax())]))
+    def _diverged(self, batch: Batch, train: Loader, what: str) -> UserError:
+        """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
+        finite_B = batch.dense_BD.isfinite().all(1) & batch.weight_B.isfinite() & batch.label_B.isfinite()
+        rates = ", ".join(f"{group['lr']:g}" for optimizer in self.optimizers for group in optimizer.param_groups)
+        if finite_B.all():
+            cause = (
+                "Every value of the batch is finite, so the weights have diverged: lower train.lr or train.table_lr "
+                f"(the learning rates of this step were {rates})."
+            )
+        else:
+            path, group = train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
+            cause = f"{path}, row group {group}, holds a value that is not finite: mend or drop it."
         kept = self.directory / "last.pt"
         return UserError(
-            f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}); "
-            f"first such impression from {path}, row group {group}. "
-            + (f"The last good checkpoint is kept: {kept}. " if kept.exists() else "There is no checkpoint yet. ")
-            + "Lower train.lr or train.table_lr, or look for extreme values in that row group."
+            f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}). {cause} "
+            + (f"The last good checkpoint is kept: {kept}." if kept.exists() else "There is no checkpoint yet.")
         )
 
     def _evaluate(self, evaluate: Evaluate, running: "_RunningLosses") -> None:

@@ -1,8 +1,10 @@
 """The loop: the best checkpoint is the best, a killed run goes on, and what is wrong is said."""
 
+import dataclasses
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -269,26 +271,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.7]))
     message = str(caught.value)
-    assert f"the loss is not finite at step {12 + step} (epoch 3)" in message
-    assert f"{poisoned}, row group 2" in message
+    assert f"the loss is not finite at step {12 + step} (epoch 3)." in message
+    assert f"{poisoned}, row group 2, holds a value that is not finite" in message
     assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}" in message
     assert (tmp_path / "run" / "last.pt").read_bytes() == last
     assert all(p.isfinite().all() for p in run.objective.parameters())  # the poison moved nothing
 
 
-def test_an_impression_whose_loss_is_not_finite_is_named(log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", ["label", "weight"])
+def test_the_row_group_of_a_label_or_weight_that_is_not_finite_is_named(
+    log: Path, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = small_run.loader(log)
     run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train)
-    losses = run.objective.losses
-
-    def last_is_infinite(batch: Any) -> dict[str, torch.Tensor]:
-        return {name: loss_B.index_fill(0, torch.tensor([15]), math.inf) for name, loss_B in losses(batch).items()}
-
-    run.objective.losses = last_is_infinite  # type: ignore[method-assign]
-    origin = next(batch.origin_B for batch in train.epoch())
-    assert origin[15] != origin[0]
-    with pytest.raises(UserError, match=f"the loss is not finite at step 1 .*row group {origin[15]}"):
+    batch = next(train.epoch())
+    assert batch.origin_B[15] != batch.origin_B[0]
+    broken = getattr(batch, f"{value}_B").index_fill(0, torch.tensor([15]), math.inf)
+    monkeypatch.setattr(train, "epoch", lambda *_, **__: iter([dataclasses.replace(batch, **{f"{value}_B": broken})]))
+    with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.5]))
+    assert f"{log}, row group {batch.origin_B[15]}, holds a value that is not finite" in str(caught.value)
+    assert "diverged" not in str(caught.value)
+
+
+def test_weights_that_diverge_are_no_fault_of_the_log(log: Path, tmp_path: Path) -> None:
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, lr=1e30, table_lr=0.25, evaluations_per_epoch=6)
+    with pytest.raises(UserError) as caught:
+        run.fit(train, Scripted([0.5] * 18))
+    said = str(caught.value)
+    assert re.search(r"is not finite at step [2-9] \(epoch 1\)\. ", said)
+    assert "the weights have diverged: lower train.lr or train.table_lr" in said
+    assert "the learning rates of this step were 1e+30, 0.25" in said
+    assert "row group" not in said
+    assert str(log) not in said
+    assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}." in said
 
 
 def test_a_first_step_that_is_not_finite_says_that_there_is_no_checkpoint(tmp_path: Path) -> None:
@@ -309,7 +326,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(log: Path, tmp_path: Path) 
         return {name: (loss_B - loss_B.detach()).abs().sqrt() for name, loss_B in losses(batch).items()}
 
     run.objective.losses = cusp  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"the gradient is not finite at step 1 .*row group \d"):
+    with pytest.raises(UserError, match=r"the gradient is not finite at step 1 .*the weights have diverged"):
         run.fit(train, Scripted([0.5]))
     assert equal(dict(run.objective.state_dict()), before)
 
