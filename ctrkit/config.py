@@ -105,6 +105,8 @@ class ColumnsConfig(_Strict):
     weight: str | None = None
     time: str | None = None
     oracle: str | None = None
+    slices: list[str] = []
+    """Columns that predictions carry as they are, for `ctrkit evaluate --slice`."""
 
 
 class EmbeddingConfig(_Strict):

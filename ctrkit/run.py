@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -30,7 +31,7 @@ from ctrkit.build import build_objective, build_optimizers
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict
 from ctrkit.data.batch import Batch
-from ctrkit.data.columns import GROUP, LABEL, ORACLE, WEIGHT
+from ctrkit.data.columns import GROUP, LABEL, ORACLE, SLICE, WEIGHT
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
 from ctrkit.data.prepare import prepare
@@ -217,7 +218,7 @@ class Run:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
-        columns = self._columns("test")
+        columns, carried = self._columns("test"), self._carried()
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
             objective = self._trained(model)
@@ -226,19 +227,28 @@ class Run:
                 name = network_name(model, role)
                 multiplications = objective.networks()[role].tower.multiplications
                 networks[name] = {**report.as_dict(), "multiplications": multiplications}
-                self._save_predictions(name, predictions[role], columns)
+                self._save_predictions(name, predictions[role], carried)
         if ORACLE in columns:
             report = _reports({"oracle": columns[ORACLE]}, columns)["oracle"]
             networks["oracle"] = {**report.as_dict(), "multiplications": None}
+            self._save_predictions("oracle", columns[ORACLE], carried)
         result = {"fingerprint": fingerprint, "part": "test", "networks": networks}
         write_json(place, result)
         return result
 
-    def _save_predictions(self, name: str, probability: npt.NDArray[np.float64], columns: Mapping[str, Any]) -> None:
+    def _carried(self) -> pa.Table:
+        """What a file of predictions says of each impression beside its score; README, 'Judge any model's scores'."""
+        schema = self.log.schema
+        named = {"label": LABEL, "group": GROUP, **({"weight": WEIGHT} if schema.weight else {})}
+        named |= {column: SLICE + column for column in schema.slices}
+        table = self.log.read_columns("test", list(named.values())).rename_columns(list(named))
+        trained = self.log.distinct_groups("train")
+        return table.append_column("group_in_train", pc.is_in(table["group"], trained))
+
+    def _save_predictions(self, name: str, probability: npt.NDArray[np.float64], carried: pa.Table) -> None:
         place = self.directory / "predictions" / "test" / f"{name}.parquet"
-        table = pa.table({"label": columns[LABEL], "group": columns[GROUP], "probability": probability})
         with atomic_file(place) as file:
-            pq.write_table(table, file)
+            pq.write_table(carried.append_column("probability", pa.array(probability)), file)
 
     def gap_closed(self) -> float | None:
         """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose two towers are trained alone.

@@ -89,6 +89,8 @@ class Schema(BaseModel):
     """Column that orders the log; needed to split by time."""
     oracle: str | None = None
     """Column with the true click probability, where it is known (synthetic logs); evaluated beside the models."""
+    slices: tuple[str, ...] = ()
+    """Columns that predictions carry as they are, so that metrics can be told by their values: a slot, a scenario."""
     features: tuple[Feature, ...] = Field(min_length=1)
 
     @classmethod
@@ -110,6 +112,11 @@ class Schema(BaseModel):
                     raise ValueError(
                         f"feature '{feature.name}' reads the {special} column '{column}': it gives the answer away"
                     )
+        taken = sorted({"label", "group", "weight", "probability", "group_in_train"} & set(self.slices))
+        if taken or len(set(self.slices)) < len(self.slices):
+            raise ValueError(
+                f"slices: {taken or list(self.slices)}: each column once, and no name that predictions use"
+            )
         for table, members in self.tables().items():
             settings = {(f.min_count, f.buckets) for f in members if isinstance(f, _TableFeature)} - {(None, None)}
             if len(settings) > 1:
@@ -137,6 +144,11 @@ class Schema(BaseModel):
             name = table_of(feature)
             tables[name] = (*tables.get(name, ()), feature)
         return tables
+
+    def special_columns(self) -> dict[str, str]:
+        """Columns that are read for something else than a feature -> the key that names them."""
+        named = [(getattr(self, key), key) for key in ("label", "group", "weight", "time", "oracle")]
+        return dict.fromkeys(self.slices, "slices") | {column: key for column, key in named if column is not None}
 
     def table_settings(self, table: str) -> tuple[int, int | None]:
         """(min_count, buckets) of a table, as one of its features states them."""

@@ -14,6 +14,7 @@ row_group_rows = 500
 label = "click"
 group = "user_id"
 oracle = "click_probability"
+slices = ["device", "day"]
 
 [features]
 user_id = { side = "user" }

@@ -90,6 +90,22 @@ def test_multiplications_are_those_of_the_towers(finished_run: Path) -> None:
     }  # fmt: skip
 
 
+def test_predictions_carry_slices_and_who_was_known(finished_run: Path) -> None:
+    predictions = pq.read_table(finished_run / "predictions" / "test" / "rocket_light.parquet")
+    assert predictions.column_names == ["label", "group", "device", "day", "group_in_train", "probability"]
+    last_day = sorted((finished_run / "raw").rglob("day=*"))[-1]
+    test = pq.read_table(next(last_day.glob("*.parquet")))
+    assert {str(day) for day in predictions["day"].to_pylist()} == {last_day.name.removeprefix("day=")}
+    for name, column in {"label": "click", "group": "user_id", "device": "device"}.items():
+        assert predictions[name].to_pylist() == test[column].to_pylist()
+    log = PreparedLog.open(finished_run / "data")
+    known = set(log.read_columns("train", ["__group"])["__group"].to_pylist())
+    assert predictions["group_in_train"].to_pylist() == [user in known for user in test["user_id"].to_pylist()]
+    assert 0 < sum(predictions["group_in_train"].to_pylist()) < test.num_rows
+    oracle = pq.read_table(finished_run / "predictions" / "test" / "oracle.parquet")
+    assert oracle["probability"].to_pylist() == test["click_probability"].to_pylist()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_metrics_are_those_of_the_predictions_that_are_kept(finished_run: Path, name: str) -> None:
     predictions = pq.read_table(finished_run / "predictions" / "test" / f"{name}.parquet")
@@ -315,6 +331,7 @@ def test_weights_of_the_log_weigh_loss_and_metrics(tmp_path: Path) -> None:
     assert list(networks) == NETWORKS  # no oracle: nobody knows the truth
     columns = run.log.read_columns("test", ["__label", "__group", "__weight"])
     predictions = pq.read_table(tmp_path / "run" / "predictions" / "test" / "light.parquet")
+    assert predictions["weight"].to_pylist() == columns["__weight"].to_pylist()
     report = evaluate_scores(
         columns["__label"].to_numpy(), predictions["probability"].to_numpy(), columns["__group"],
         columns["__weight"].to_numpy(),

@@ -109,3 +109,15 @@ def test_fingerprint_tells_schemas_apart() -> None:
     ]
     assert len({schema.fingerprint() for schema in schemas}) == len(schemas)
     assert make_schema().fingerprint() == make_schema().fingerprint()
+
+
+@pytest.mark.parametrize("slices", [("device", "device"), ("label",), ("probability", "device")])
+def test_slices_once_and_no_name_that_predictions_use(slices: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"slices: .*each column once, and no name that predictions use"):
+        Schema(label="click", group="user_id", slices=slices, features=(CategoricalFeature(name="a", side="user"),))
+
+
+def test_special_columns() -> None:
+    features = (CategoricalFeature(name="a", side="user"),)
+    schema = Schema(label="click", group="user_id", time="day", slices=("slot", "day"), features=features)
+    assert schema.special_columns() == {"slot": "slices", "day": "time", "click": "label", "user_id": "group"}

@@ -18,6 +18,8 @@ from ctrkit.schema import DenseFeature, Feature, Schema, SequenceFeature
 LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
 """Names of the columns of a prepared log that are no features."""
 RESERVED = (LABEL, GROUP, WEIGHT, ORACLE)
+SLICE = "__slice/"
+"""What stands before the name of a slice's column in a prepared log; no feature's name has a slash."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,8 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     Raises:
         UserError: names file, column and the way out.
     """
-    wanted = {
-        column: f"columns.{key}"
-        for key in ("label", "group", "weight", "time", "oracle")
-        if (column := getattr(schema, key)) is not None
-    }
-    wanted = {f.source: f"features.{f.name}" for f in schema.features} | wanted
+    wanted = {f.source: f"features.{f.name}" for f in schema.features}
+    wanted |= {column: f"columns.{key}" for column, key in schema.special_columns().items()}
     require_columns(log.schema, wanted, log.files[0].path)
     for column in RESERVED:
         if column in wanted:
@@ -53,6 +51,10 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     for feature in schema.features:
         if feature.name in RESERVED or "/" in feature.name:
             raise UserError(f"features.{feature.name}: the name is used for something else; give another and `column`")
+    for column in schema.slices:
+        kind = _decoded(log.schema.field(column).type)
+        if pa.types.is_nested(kind):
+            raise UserError(f"columns.slices: '{column}' is {kind}; a slice has one value a row")
     if schema.time is not None:
         _check_time(schema.time, log.schema.field(schema.time).type)
     raw_types_of(log, schema)
@@ -274,10 +276,12 @@ def _floats(array: pa.Array) -> Float64Array:
 
 
 def special_columns(chunk: Chunk, schema: Schema) -> Mapping[str, pa.Array]:
-    """Label, group, weight and oracle of a chunk, checked, by their names in the prepared log."""
+    """Label, group, weight and oracle of a chunk, checked, and its slices, by their names in the prepared log."""
     columns = {LABEL: pa.array(labels(chunk, schema.label)), GROUP: groups(chunk, schema.group)}
     if schema.weight is not None:
         columns[WEIGHT] = pa.array(weights(chunk, schema.weight))
     if schema.oracle is not None:
         columns[ORACLE] = pa.array(oracles(chunk, schema.oracle))
+    for column in schema.slices:
+        columns[SLICE + column] = decoded(chunk.columns.column(column))
     return columns

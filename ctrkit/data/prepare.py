@@ -90,8 +90,7 @@ def _encode_all(
     advance: Callable[[int], None],
 ) -> None:
     schema = encoding.schema
-    columns = [getattr(schema, key) for key in ("label", "group", "weight", "time", "oracle")]
-    columns = [*(c for c in columns if c is not None), *(f.source for f in schema.features)]
+    columns = [*schema.special_columns(), *(f.source for f in schema.features)]
     writing: Future[None] | None = None  # one chunk is written while the next one is encoded
     for chunk, codes_N in source.stream(columns):
         special = special_columns(chunk, schema)

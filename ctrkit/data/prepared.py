@@ -2,8 +2,9 @@
 
 manifest.json                     fingerprint of the input, rows, clicks and files of each part, counts, warnings
 encoding/                         `ctrkit.encoding.Encoding`
-{train,valid,test}/part-*.parquet `__label` float32, `__group`, `__weight` float32, `__oracle` float64 (the last two
-                                  if the schema names them), then one column a feature by its name:
+{train,valid,test}/part-*.parquet `__label` float32, `__group`, `__weight` float32, `__oracle` float64,
+                                  `__slice/NAME` as in the log (the last three if the schema names them), then one
+                                  column a feature by its name:
                                   int32 row of its table, list<int32> of rows, or float32
 requests.jsonl                    raw requests of the test part (`ctrkit.request.Request`)
 """
@@ -17,6 +18,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ctrkit.data.columns import GROUP
 from ctrkit.data.split import PARTS, Part
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
@@ -91,6 +93,11 @@ class PreparedLog:
     def read_columns(self, part: Part, names: Sequence[str]) -> pa.Table:
         """Columns of a part, in row order."""
         return pa.concat_tables([_read(file, names) for file in self.files(part)])
+
+    def distinct_groups(self, part: Part) -> pa.Array:
+        """The group keys of a part, each once; memory for them alone, not for its rows."""
+        found = [_read(file, [GROUP])[GROUP].unique() for file in self.files(part)]
+        return pa.concat_arrays(found).unique()
 
     def _part(self, part: Part) -> Mapping[str, Any]:
         assert part in PARTS

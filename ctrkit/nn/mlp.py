@@ -85,5 +85,5 @@ class MLP(nn.Module):
             return logit_B1.squeeze(1)
         # a logit of 8 bits would tie impressions within a user
         with torch.autocast(x_BX.device.type, enabled=False):
-            output = self.layers[-1]
-            return output(hidden_BH.to(output.weight.dtype)).squeeze(1)
+            logit_B1 = self.layers[-1](hidden_BH.float())
+            return logit_B1.squeeze(1)

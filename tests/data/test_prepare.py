@@ -36,7 +36,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedLog:
     folder = tmp_path_factory.mktemp("log")
     return prepare(
         data(write_parts(folder / "raw"), row_group_rows=32),
-        schema(weight="importance", oracle="truth", time="time"),
+        schema(weight="importance", oracle="truth", time="time", slices=("city", "time")),
         folder / "prepared",
     )
 
@@ -84,14 +84,22 @@ def test_the_log_exercises_every_outcome(prepared: PreparedLog) -> None:
 
 
 def test_columns_that_are_no_features(prepared: PreparedLog) -> None:
-    names = ["__label", "__group", "__weight", "__oracle"]
+    names = ["__label", "__group", "__weight", "__oracle", "__slice/city", "__slice/time"]
     found = prepared.read_columns("test", names)
-    assert found.schema.types == [pa.float32(), pa.string(), pa.float32(), pa.float64()]
+    assert found.schema.types == [
+        pa.float32(),
+        pa.string(),
+        pa.float32(),
+        pa.float64(),
+        *(raw("test")[c].type for c in ("city", "time")),
+    ]
     log = raw("test")
     assert found["__label"].to_pylist() == log["click"].to_pylist()
     assert found["__group"].to_pylist() == log["user_id"].to_pylist()
     np.testing.assert_allclose(found["__weight"].to_numpy(), log["importance"].to_numpy(), rtol=1e-7)
     assert found["__oracle"].to_pylist() == log["truth"].to_pylist()
+    for column in ("city", "time"):
+        assert found[f"__slice/{column}"].to_pylist() == log[column].to_pylist()
     schema_ = pq.read_schema(prepared.files("test")[0])
     assert schema_.names == names + [f.name for f in prepared.schema.features]
 
@@ -119,7 +127,7 @@ def test_the_outcome_does_not_depend_on_chunks(
     monkeypatch.setattr(source, "CHUNK_ROWS", 7)
     again = prepare(
         data(write_parts(tmp_path / "raw"), row_group_rows=32),
-        schema(weight="importance", oracle="truth", time="time"),
+        schema(weight="importance", oracle="truth", time="time", slices=("city", "time")),
         tmp_path / "prepared",
     )
     for part in ("train", "valid", "test"):
