@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from ctrkit.data.loader import Loader
+from ctrkit.errors import UserError
 from ctrkit.metrics.report import Report, evaluate_scores
 from ctrkit.objectives.objective import Objective
 
@@ -19,6 +20,9 @@ def predict(
     """Click probability[rows] of every network of an objective, by role, in the order of the log.
 
     The objective is in evaluation mode meanwhile, and as it was afterwards.
+
+    Raises:
+        UserError: a logit is no number.
     """
     training = objective.training
     objective.eval()
@@ -30,7 +34,10 @@ def predict(
     finally:
         objective.train(training)
     # in double precision, so that large logits do not all become 1.0 and tie
-    return {role: _sigmoid(np.concatenate(logits).astype(np.float64)) for role, logits in parts.items()}
+    logits = {role: np.concatenate(part).astype(np.float64) for role, part in parts.items()}
+    if any(np.isnan(logit).any() for logit in logits.values()):  # no value of a prepared log is
+        raise UserError("a logit is not a number: the weights have diverged; lower train.lr or train.table_lr")
+    return {role: _sigmoid(logit) for role, logit in logits.items()}
 
 
 def evaluate(

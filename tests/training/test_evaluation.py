@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
+from ctrkit.errors import UserError
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.training.evaluation import evaluate, predict
 from tests import networks
@@ -62,6 +63,14 @@ def test_large_logits_keep_their_order(test_part: Loader, monkeypatch: pytest.Mo
     smallest = predict(objective, test_part)[""]  # no overflow warning either
     assert (np.diff(smallest) <= 0).all()
     assert (smallest >= 0).all()
+
+
+def test_weights_that_diverged_are_blamed_not_the_rows(test_part: Loader) -> None:
+    objective = small_run.pointwise()
+    with torch.no_grad():
+        objective.networks()[""].tower.layers[-1].weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"the weights have diverged; lower train\.lr or train\.table_lr"):
+        predict(objective, test_part)
 
 
 def test_a_report_of_each_network() -> None:

@@ -296,7 +296,8 @@ def test_the_row_group_of_a_label_or_weight_that_is_not_finite_is_named(
 
 def test_weights_that_diverge_are_no_fault_of_the_log(log: Path, tmp_path: Path) -> None:
     train = small_run.loader(log)
-    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, lr=1e30, table_lr=0.25, evaluations_per_epoch=6)
+    settings: dict[str, Any] = {"lr": 1e30, "table_lr": 0.25, "evaluations_per_epoch": 6}
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, **settings)
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.5] * 18))
     said = str(caught.value)
