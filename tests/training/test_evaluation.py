@@ -68,7 +68,8 @@ def test_large_logits_keep_their_order(test_part: Loader, monkeypatch: pytest.Mo
 def test_weights_that_diverged_are_blamed_not_the_rows(test_part: Loader) -> None:
     objective = small_run.pointwise()
     with torch.no_grad():
-        objective.networks()[""].tower.layers[-1].weight.fill_(torch.nan)
+        for parameter in objective.networks()[""].tower.parameters():
+            parameter.fill_(torch.nan)
     with pytest.raises(UserError, match=r"the weights have diverged; lower train\.lr or train\.table_lr"):
         predict(objective, test_part)
 
