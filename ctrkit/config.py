@@ -8,14 +8,14 @@
 Modules never see these objects: `ctrkit.build` passes their values on as plain arguments.
 """
 
-import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ctrkit.config_errors import explain
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
 
@@ -287,8 +287,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _explain(error))
-        raise UserError(f"{path}: the recipe has {error.error_count()} problem(s):\n{lines}") from None
+        problems = explain(error, Recipe)
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(f"{path}: the recipe has {len(problems)} problem(s):\n{lines}") from None
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -306,55 +307,6 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise UserError(f"--set {override}: '{parent}' is a value, not a table")
     table[last] = value
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
-        context = problem.get("ctx", {})
-        key = ".".join(location[:2] + location[3:] if _has_tag(location) else location)
-        match problem["type"]:
-            case "extra_forbidden":
-                known = _known_keys(location[:-1])
-                near = difflib.get_close_matches(location[-1], known, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
-                yield f"{key}: unknown key; {hint}"
-            case "missing":
-                yield f"{key}: required key is missing"
-            case "union_tag_not_found":
-                yield f"{key}.{context['discriminator'].strip(chr(39))}: required key is missing"
-            case "union_tag_invalid":
-                discriminator, tag = context["discriminator"].strip("'"), context["tag"]
-                yield f"{key}.{discriminator}: '{tag}' is none of {context['expected_tags']}"
-            case _:
-                message = problem["msg"].removeprefix("Value error, ")
-                given = problem.get("input")
-                shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
-                yield f"{key}: {message}{shown}" if key else f"{message}{shown}"
-
-
-def _has_tag(location: Sequence[str]) -> bool:
-    """Whether pydantic's location has, in third place, the tag that chose a member of a union: no key of the recipe."""
-    return len(location) > 2 and (location[0] in ("features", "models") or list(location[:2]) == ["data", "split"])
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _known_keys(location: Sequence[str]) -> list[str]:
-    """Keys that are valid at a place of the recipe: models are walked from the top, the tag of a union chooses one."""
-    models: list[type[BaseModel]] = [Recipe]
-    for i, part in enumerate(location):
-        if i == 2 and _has_tag(location):
-            models = [m for m in models if part in {a for f in m.model_fields.values() for a in get_args(f.annotation)}]
-        else:
-            below = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-            models = [m for annotation in below for m in _models_in(annotation)] or models
-    return [name for model in models for name in model.model_fields if name != "name" or model is Recipe]
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

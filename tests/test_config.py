@@ -188,8 +188,10 @@ PROBLEMS = [
     ("towers.light.batch_norm=0", "towers.light.batch_norm: Input should be a valid boolean (got 0)"),
     ("features.item.min_count=true", "features.item.min_count: Input should be a valid integer (got True)"),
     ("data.path=3", "data.path: Input should be a valid string (got 3)"),
-    ("train=3", "train: Input should be a valid dictionary"),
-    ("features.item=3", "features.item: Input should be a valid dictionary"),
+    ("train=3", "train: Input should be a table (got 3)"),
+    ("features.item=3", "features.item: Input should be a table (got 3)"),
+    ("data.split=3", "data.split: Input should be a table (got 3)"),
+    ("models.light=[]", "models.light: Input should be a table\n"),
     ("towers.light.hidden=200", "towers.light.hidden: Input should be a valid list (got 200)"),
     # out of range
     ("train.epochs=0", "train.epochs: Input should be greater than or equal to 1 (got 0)"),
@@ -214,6 +216,13 @@ PROBLEMS = [
     ("models.rocket.objective=rocket", "models.rocket.objective: 'rocket' is none of 'pointwise', 'rocket_launching'"),
     ("models.rocket.route=both", "models.rocket.route: Input should be 'none', 'paper' or 'shared' (got 'both')"),
     ("data.split.by=date", "data.split.by: 'date' is none of 'files', 'column', 'time', 'random'"),
+    # unions: pydantic's names of their members are no keys
+    ("data.split.valid=x", "data.split.valid: Input should be a valid list or a valid integer (got 'x')"),
+    ("data.split.valid=0", "data.split.valid: Input should be a valid list or greater than or equal to 1 (got 0)"),
+    ("data.split.valid=[1.5]", "data.split.valid.0: Input should be a valid string or a valid integer (got 1.5)"),
+    ("data.split.column=[1.5]", "data.split.column: Input should be a valid string\n"),
+    ("features.recent.max_len=0", "features.recent.max_len: Input should be greater than or equal to 1 (got 0)"),
+    ("models.light.objective=3", "models.light.objective: '3' is none of 'pointwise', 'rocket_launching'"),
     # what does not fit together
     ("models.light.tower=ligth", "model 'light' names tower 'ligth', which is not in [towers]: ['booster', 'light']"),
     ("models.rocket.booster=big", "model 'rocket' names tower 'big', which is not in [towers]"),
@@ -236,8 +245,8 @@ PROBLEMS = [
 def test_problems_are_named(path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(path, [override])
-    said = str(caught.value)
-    assert said.startswith(f"{path}: the recipe has ")
+    said = str(caught.value) + "\n"
+    assert said.startswith(f"{path}: the recipe has 1 problem(s):\n")
     assert message in said
     assert "pydantic" not in said
 
