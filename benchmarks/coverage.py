@@ -1,25 +1,30 @@
 """Do the bootstrap's 95 % intervals cover the truth in 95 % of logs? A simulation in which the truth is known.
 
-    python -m benchmarks.coverage [--quick] [--logs N] [--users N] [--runs N --run-spread X] [--out FILE]
+    python -m benchmarks.coverage [--quick] [--logs N] [--users N ...] [--runs N ...] [--run-spread X] [--out FILE]
 
-Every log is drawn anew: users with their own click rates and heavy-tailed activity, and two models that see the true
-logit through noise, b a little better than a. The truth is the difference over 2,000 times the users, whose own error
-is about a hundredth of an interval. With --runs above 1, each model is trained that often: every run has an error of
-its own (an offset, and how much it blurs), and the truth is the mean over 80 times the runs.
+Every log is drawn anew: users with their own click rates and heavy-tailed activity, and three models that see the true
+logit through noise: a, b a little better, and c, which is as good as b. Three intervals are judged: of model b alone,
+of the difference b - a, and of c - b, whose truth is 0, so that what it does not cover are the false discoveries. The
+truth is the mean over a million users, whose own error is a few hundredths of an interval. With --runs above 1, each
+model is trained that often: every run has an error of its own (an offset, and how much it blurs), and the truth is the
+mean over 80 times the runs.
 """
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import arguments, emit, table
-from ctrkit.metrics import auc, gauc, log_loss, paired_bootstrap
+from ctrkit.metrics import Difference, Interval, auc, bootstrap_intervals, gauc, log_loss, paired_bootstrap
 
 METRICS = ("gauc", "auc", "log_loss")
-NOISE = {"a": 1.1, "b": 1.0}
+JUDGED = ("b", "b - a", "c - b")
+NOISE = {"a": 1.1, "b": 1.0, "c": 1.0}
 """How blurred each model sees the true logit, in standard deviations."""
 
 
@@ -43,7 +48,7 @@ def simulate(rng: np.random.Generator, users: int, rows_per_user: int = 12) -> S
 
 
 def predict(rng: np.random.Generator, log: Simulated, noise: float, runs: int, spread: float) -> NDArray[np.float64]:
-    """Probabilities [runs, rows] of a model; half its blur is shared with the other model, half is its own.
+    """Probabilities [runs, rows] of a model; half its blur is shared with the other models, half is its own.
 
     spread: how much a run's offset (in logits) and its blur (in standard deviations) differ from the next one's.
     """
@@ -58,53 +63,67 @@ def values(log: Simulated, p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([gauc(log.y, p, log.user).value, auc(log.y, p), log_loss(log.y, p)])
 
 
-def true_differences(rng: np.random.Generator, users: int, runs: int, spread: float) -> dict[str, float]:
-    """b - a of each metric over all users and all runs there could be: the mean over 80 large logs with new runs."""
-    total = np.zeros(len(METRICS))
+def truth(users: int, runs: int, spread: float) -> dict[tuple[str, str], float]:
+    """Of each of JUDGED, each metric over all users and all runs there could be: the mean over 80 large logs."""
+    rng = np.random.default_rng(1)
+    total = {name: np.zeros(len(METRICS)) for name in ("a", "b")}
     for _ in range(80):
         log = simulate(rng, users)
-        a, b = (predict(rng, log, noise, runs, spread) for noise in NOISE.values())
-        for run_a, run_b in zip(a, b, strict=True):
-            total += (values(log, run_b) - values(log, run_a)) / (80 * runs)
-    return dict(zip(METRICS, total.tolist(), strict=True))
+        for name, sums in total.items():
+            for run in predict(rng, log, NOISE[name], runs, spread):
+                sums += values(log, run) / (80 * runs)
+    of_all = {"b": total["b"], "b - a": total["b"] - total["a"], "c - b": np.zeros(len(METRICS))}
+    return {(judged, metric): float(of_all[judged][i]) for judged in JUDGED for i, metric in enumerate(METRICS)}
 
 
-def covered(options: argparse.Namespace, truth: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The share of logs whose interval holds the truth, and the intervals' mean width."""
-    hits = dict.fromkeys(METRICS, 0)
-    width = dict.fromkeys(METRICS, 0.0)
-    for i in range(options.logs):
-        rng = np.random.default_rng([7, i])
-        log = simulate(rng, options.users)
-        a, b = (predict(rng, log, noise, options.runs, options.run_spread) for noise in NOISE.values())
-        for name, each in paired_bootstrap(log.y, a, b, log.user, resamples=options.resamples, seed=i).items():
-            hits[name] += each.low <= truth[name] <= each.high
-            width[name] += (each.high - each.low) / options.logs
-    return {name: hits[name] / options.logs for name in METRICS}, width
+def intervals(seed: int, users: int, runs: int, options: argparse.Namespace) -> dict[str, Mapping[str, Any]]:
+    """The intervals of one log, of each of JUDGED by metric."""
+    rng = np.random.default_rng([7, seed])
+    log = simulate(rng, users)
+    a, b, c = (predict(rng, log, noise, runs, options.run_spread if runs > 1 else 0.0) for noise in NOISE.values())
+    settings: dict[str, Any] = {"resamples": options.resamples, "seed": seed}
+    return {
+        "b": bootstrap_intervals(log.y, b, log.user, **settings),
+        "b - a": paired_bootstrap(log.y, a, b, log.user, **settings),
+        "c - b": paired_bootstrap(log.y, b, c, log.user, **settings),
+    }
+
+
+def case(users: int, runs: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Coverage, mean width and the share of false discoveries on logs of so many users and models of so many runs."""
+    true = truth(12_500, runs, options.run_spread if runs > 1 else 0.0)
+    hits = dict.fromkeys(true, 0)
+    width = dict.fromkeys(true, 0.0)
+    for seed in range(options.logs):
+        for judged, of_metrics in intervals(seed, users, runs, options).items():
+            for metric, each in of_metrics.items():
+                assert isinstance(each, Interval | Difference)
+                hits[judged, metric] += each.low <= true[judged, metric] <= each.high
+                width[judged, metric] += (each.high - each.low) / options.logs
+    print(f"\n{options.logs} logs of {users} users, {runs} runs a model")
+    share = {key: hits[key] / options.logs for key in true}
+    rows = [(*key, f"{true[key]:+.5f}", f"{width[key]:.5f}", f"{share[key]:.3f}") for key in true]
+    table(("judged", "metric", "truth", "mean width", "coverage"), rows)
+    columns = ("judged", "metric", "truth", "mean_width", "coverage")
+    found = [dict(zip(columns, (*key, true[key], width[key], share[key]), strict=True)) for key in true]
+    return {"users": users, "runs": runs, "intervals": found}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, print, emit."""
     parser = arguments("Coverage of the bootstrap's 95 % intervals on simulated logs with a known truth.")
-    parser.add_argument("--logs", type=int, help="logs to simulate; 1,000, or 200 with --quick")
-    parser.add_argument("--users", type=int, default=500, help="users a log")
-    parser.add_argument("--runs", type=int, default=1, help="training runs a model")
-    parser.add_argument("--run-spread", type=float, default=0.0, help="how much runs differ, in logits")
+    parser.add_argument("--logs", type=int, help="logs to simulate; 1,000, or 100 with --quick")
+    parser.add_argument("--users", type=int, nargs="+", default=[500, 100], help="users a log")
+    parser.add_argument("--runs", type=int, nargs="+", default=[1], help="training runs a model")
+    parser.add_argument("--run-spread", type=float, default=0.1, help="how much runs differ, in logits")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples a log")
     options = parser.parse_args(argv)
-    options.logs = options.logs or (200 if options.quick else 1000)
-    truth = true_differences(np.random.default_rng(1), 25 * options.users, options.runs, options.run_spread)
-    share, width = covered(options, truth)
+    options.logs = options.logs or (100 if options.quick else 1000)
     error = 1.96 * np.sqrt(0.95 * 0.05 / options.logs)
-    print(
-        f"{options.logs} logs of {options.users} users; a true 95 % shows as {0.95 - error:.3f} to {0.95 + error:.3f}"
-    )
-    table(
-        ("metric", "true difference", "mean width", "coverage"),
-        [(name, f"{truth[name]:+.5f}", f"{width[name]:.5f}", f"{share[name]:.3f}") for name in METRICS],
-    )
-    settings = {name: getattr(options, name) for name in ("logs", "users", "runs", "run_spread", "resamples")}
-    emit({"benchmark": "coverage", **settings, "truth": truth, "coverage": share, "mean_width": width}, options.out)
+    print(f"over {options.logs} logs a true 95 % shows as {0.95 - error:.3f} to {0.95 + error:.3f}")
+    cases = [case(users, runs, options) for runs, users in itertools.product(options.runs, options.users)]
+    settings = {name: getattr(options, name) for name in ("logs", "run_spread", "resamples")}
+    emit({"benchmark": "coverage", "level": 0.95, **settings, "cases": cases}, options.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,20 @@ to be normal, plus what these users brought, which all pairs share. So every res
 seeds' part as well: Student's t with R - 1 degrees of freedom, times the pairs' standard error. The interval is then
 about the models as they are trained, not about these runs, and is wide if the runs are few: two tell next to nothing
 about their spread, five are a fair start.
+
+A plain percentile interval is too narrow where few users decide, for it takes the spread that this log shows for the
+true one. So the deviation of a resample from the log's own value is multiplied by two factors. sqrt(U / (U - 1)): the
+mean of U values spreads by that much more than its bootstrap does. sqrt(nu / chi2_nu), drawn for each resample: it
+makes Student's t of a normal spread, as Hesterberg asks of percentile intervals (What Teachers Should Know about the
+Bootstrap, The American Statistician 2015, "expanded percentile interval"). nu is not U - 1, since some users weigh more
+than others: the variance is a sum over users of s_u^2, whose estimate has (sum s_u^2)^2 / sum s_u^4 degrees of freedom
+(Satterthwaite, Biometrics 1946); psi_u^2 estimates s_u^2 and, where the influence psi_u of user u is normal, psi_u^4/3
+estimates s_u^4, so nu = 3 (sum psi_u^2)^2 / sum psi_u^4. U counts the users with any influence; nu is U - 1 at most.
+
+Chosen by simulation (`benchmarks/coverage.py`, docs/log.md), among: no correction; U - 1 degrees of freedom, which
+still covers too little; BCa with the jackknife over users, which covers less than no correction for one model's AUC and
+log loss; the studentised bootstrap, no better than no correction; Student's t with the jackknife's standard error,
+which covers as well, but is wider.
 """
 
 from collections.abc import Sequence
@@ -30,7 +44,7 @@ _STEP = 16  # resamples drawn at a time, so that memory does not grow with their
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric of one model, and the percentile interval of its value over resampled users.
+    """A metric of one model, and the interval of its value over resampled users.
 
     resamples: those that define the metric (one without a click has no AUC).
     """
@@ -47,7 +61,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two models on one log: difference = b - a, its percentile interval and two-sided p-value.
+    """A metric of two models on one log: difference = b - a, its interval and two-sided p-value.
 
     p_value: twice the smaller share of resamples on one side of 0, each share (count + 1) / (resamples + 1): below
     1 - level just when the interval leaves 0 out. runs: pairs of runs; users: users drawn.
@@ -97,16 +111,16 @@ def paired_bootstrap(
     runs_a, runs_b = _runs(a, "a"), _runs(b, "b")
     if len(runs_a) != len(runs_b):
         raise UserError(f"a has {len(runs_a)} runs and b has {len(runs_b)}; runs are paired, so give as many of each")
-    draws, whole, users = _resample(y_true, [*runs_a, *runs_b], groups, metrics, weighting, resamples, seed)
+    resampled = _resample(y_true, [*runs_a, *runs_b], groups, metrics, weighting, resamples, seed)
     count = len(runs_a)
+    a_then_b = slice(None, count), slice(count, None)
     differences = {}
-    for i, metric in enumerate(metrics):
-        of_pairs = whole[i, count:] - whole[i, :count]
-        drawn = _mean_over_runs(draws[i, :, count:] - draws[i, :, :count], of_pairs, seed)
+    for metric, values in resampled.items():
+        of_a, of_b = (float(values.whole[runs].mean()) for runs in a_then_b)
+        drawn = (values.runs(a_then_b[1]) - values.runs(a_then_b[0])).spread(seed)
         low, high = _percentiles(drawn, level)
-        of_a, of_b = float(whole[i, :count].mean()), float(whole[i, count:].mean())
         differences[metric] = Difference(
-            metric, of_a, of_b, of_b - of_a, low, high, _two_sided(drawn), level, users, count, len(drawn)
+            metric, of_a, of_b, of_b - of_a, low, high, _two_sided(drawn), level, values.users, count, len(drawn)
         )
     return differences
 
@@ -124,12 +138,12 @@ def bootstrap_intervals(
 ) -> dict[str, Interval]:
     """The interval of each metric of one model; arguments and errors as for `paired_bootstrap`."""
     runs = _runs(score, "score")
-    draws, whole, users = _resample(y_true, runs, groups, metrics, weighting, resamples, seed)
     intervals = {}
-    for i, metric in enumerate(metrics):
-        drawn = _mean_over_runs(draws[i], whole[i], seed)
+    for metric, values in _resample(y_true, runs, groups, metrics, weighting, resamples, seed).items():
+        drawn = values.spread(seed)
         low, high = _percentiles(drawn, level)
-        intervals[metric] = Interval(metric, float(whole[i].mean()), low, high, level, users, len(runs), len(drawn))
+        value = float(values.whole.mean())
+        intervals[metric] = Interval(metric, value, low, high, level, values.users, len(runs), len(drawn))
     return intervals
 
 
@@ -154,6 +168,55 @@ def multiplicities(rng: np.random.Generator, users: int, resamples: int) -> NDAr
     return drawn
 
 
+def degrees_of_freedom(influence: NDArray[np.float64]) -> tuple[float, int]:
+    """Degrees of freedom of the variance that users' influences [users] estimate, and how many users have any.
+
+    Satterthwaite's, as this module describes; users alike have about their number, one who outweighs all others has
+    three. At least 1.
+    """
+    square = influence**2
+    total = square.sum()
+    count = int((square > 1e-24 * total).sum())
+    if count < 2:
+        return 1.0, count
+    return max(1.0, min(3 * total**2 / float((square**2).sum()), count - 1)), count
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """A metric of every run: of the log itself [runs], of resamples [resamples, runs], users' influence [users, runs].
+
+    users: how many were drawn.
+    """
+
+    whole: NDArray[np.float64]
+    drawn: NDArray[np.float64]
+    influence: NDArray[np.float64]
+
+    @property
+    def users(self) -> int:
+        return len(self.influence)
+
+    def runs(self, which: slice) -> "_Resampled":
+        return _Resampled(self.whole[which], self.drawn[:, which], self.influence[:, which])
+
+    def __sub__(self, other: "_Resampled") -> "_Resampled":
+        return _Resampled(self.whole - other.whole, self.drawn - other.drawn, self.influence - other.influence)
+
+    def spread(self, seed: int) -> NDArray[np.float64]:
+        """Draws [resamples] of the mean over runs that percentiles can be read off, undefined ones left out."""
+        value, runs = self.whole.mean(), len(self.whole)
+        deviation = self.drawn.mean(axis=1) - value
+        degrees, users = degrees_of_freedom(self.influence.mean(axis=1))
+        if users > 1:
+            deviation *= np.sqrt(users / (users - 1))
+            deviation *= np.sqrt(degrees / np.random.default_rng([seed, 0]).chisquare(degrees, len(deviation)))
+        if runs > 1:
+            standard_error = self.whole.std(ddof=1) / np.sqrt(runs)
+            deviation += standard_error * np.random.default_rng([seed, runs]).standard_t(runs - 1, len(deviation))
+        return np.asarray(value + deviation[~np.isnan(deviation)])
+
+
 def _resample(
     y_true: ArrayLike,
     runs: Sequence[ArrayLike],
@@ -162,8 +225,8 @@ def _resample(
     weighting: Weighting,
     resamples: int,
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Metrics of resamples [metrics, resamples, runs] and of the log itself [metrics, runs], and the count of users."""
+) -> dict[str, _Resampled]:
+    """Every metric over the resamples."""
     unknown = [metric for metric in metrics if metric not in COMPARABLE]
     if unknown:
         raise UserError(f"metrics: {', '.join(unknown)} cannot be resampled; choose of {', '.join(COMPARABLE)}")
@@ -181,8 +244,10 @@ def _resample(
     rng = np.random.default_rng(seed)
     sizes = [min(_STEP, resamples - start) for start in range(0, resamples, _STEP)]
     draws = [sums.metrics(multiplicities(rng, len(users.rows), size), metrics) for size in sizes]
+    drawn = np.concatenate(draws, axis=1)
     whole = sums.metrics(np.ones((1, len(users.rows))), metrics)[:, 0]
-    return np.concatenate(draws, axis=1), whole, len(users.rows)
+    influence = sums.influence(whole, metrics)
+    return {metric: _Resampled(whole[i], drawn[i], influence[i]) for i, metric in enumerate(metrics)}
 
 
 def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:
@@ -191,19 +256,6 @@ def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:
     if array.ndim not in (1, 2) or (array.ndim == 2 and not len(array)):
         raise UserError(f"{name} has shape {array.shape}; give scores [rows], or [runs, rows] for several runs")
     return [array] if array.ndim == 1 else list(array)
-
-
-def _mean_over_runs(drawn: NDArray[np.float64], whole: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Mean over runs plus a draw of the seeds' part [resamples], undefined ones left out.
-
-    drawn: values of resamples [resamples, runs]; whole: of the log itself [runs].
-    """
-    mean = drawn.mean(axis=1)
-    runs = len(whole)
-    if runs > 1:
-        standard_error = whole.std(ddof=1) / np.sqrt(runs)
-        mean = mean + standard_error * np.random.default_rng([seed, runs]).standard_t(runs - 1, len(mean))
-    return np.asarray(mean[~np.isnan(mean)])
 
 
 def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:

@@ -135,6 +135,26 @@ class UserSums:
                 values["auc"] = (linear + self._quadratic(drawn)) / (clicks * (rows - clicks))
         return np.stack([values[name] for name in names])
 
+    def influence(self, whole: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
+        """The derivative of each metric by each user's multiplicity, at 1 [names, users, runs]; its sum is 0.
+
+        whole: the metrics of the log itself [names, runs]. nan where the metric is.
+        """
+        rows, clicks, weight = (self.linear[:, [i]] for i in range(3))
+        gauc, loss, wins = np.split(self.linear[:, 3:], 3, axis=1)
+        others = rows - clicks
+        derivatives = np.empty((len(names), len(rows), self.runs))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for value, derivative, name in zip(whole, derivatives, names, strict=True):
+                if name == "gauc":
+                    derivative[:] = (gauc - value * weight) / weight.sum()
+                elif name == "log_loss":
+                    derivative[:] = (loss - value * rows) / rows.sum()
+                else:
+                    expected = value * (clicks * others.sum() + others * clicks.sum())
+                    derivative[:] = (wins - expected) / (clicks.sum() * others.sum())
+        return derivatives
+
     def _quadratic(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         """d'Ad [resamples, runs], with d = multiplicities - 1, on score bins."""
         difference = drawn.astype(np.float32)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import auc, bootstrap_intervals, gauc, holm, log_loss, paired_bootstrap
-from ctrkit.metrics.bootstrap import multiplicities
+from ctrkit.metrics.bootstrap import degrees_of_freedom, multiplicities
 from ctrkit.metrics.resampling import COMPARABLE, UserSums, read_users, user_statistics
 
 Log = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
@@ -52,6 +52,46 @@ def test_resamples_are_what_evaluating_the_drawn_users_would_give(log: Log, digi
             assert values[2, i, j] == pytest.approx(log_loss(y[rows], run[rows]), abs=1e-12)
             errors.append(values[1, i, j] - auc(y[rows], run[rows]))
     assert np.abs(errors).max() < (1e-7 if digits == 1 else 0.05 * values[1].std())
+
+
+def test_influence_is_the_derivative_by_multiplicity(log: Log) -> None:
+    y, a, b, groups = log
+    users = read_users(y, groups, "impressions")
+    sums = UserSums(users, [user_statistics(users, np.round(run, 1), log_loss=True) for run in (a, b)])
+    step = 1e-4 * np.eye(len(users.rows))
+    up, down = (sums.metrics(1 + sign * step, COMPARABLE) for sign in (1, -1))
+    influence = sums.influence(sums.metrics(np.ones((1, len(users.rows))), COMPARABLE)[:, 0], COMPARABLE)
+    assert influence == pytest.approx((up - down) / 2e-4, abs=1e-8)
+    assert influence.sum(axis=1) == pytest.approx(0, abs=1e-12)
+
+
+def test_degrees_of_freedom() -> None:
+    """Users alike have their number less one; one who outweighs all has three; those without influence do not count."""
+    rng = np.random.default_rng(2)
+    alike = rng.normal(size=(200, 50))
+    assert np.mean([1 / degrees_of_freedom(psi)[0] for psi in alike]) == pytest.approx(1 / 49, rel=0.1)
+    assert degrees_of_freedom(np.array([1.0, -1.0, 1.0, -1.0])) == (3.0, 4)
+    assert degrees_of_freedom(np.append(np.full(1000, 1e-3), -1.0))[0] == pytest.approx(3, rel=0.01)
+    assert degrees_of_freedom(np.append(alike[0], np.zeros(1000))) == degrees_of_freedom(alike[0])
+    unequal = rng.normal(size=(2000, 40)) * np.repeat([1.0, 4.0], 20)
+    satterthwaite = (20 + 20 * 16) ** 2 / (20 + 20 * 256)
+    assert np.mean([1 / degrees_of_freedom(psi)[0] for psi in unequal]) == pytest.approx(1 / satterthwaite, rel=0.15)
+    for nobody in (np.zeros(3), np.full(3, np.nan), np.array([1e-17, 0.0])):
+        assert degrees_of_freedom(nobody)[0] == 1.0
+
+
+def test_few_users_widen_the_interval_to_students_t() -> None:
+    """Eight users of the same number of rows, whose losses are normal quantiles."""
+    target = np.array([-1.42, -0.85, -0.47, -0.15, 0.15, 0.47, 0.85, 1.42]) * 0.05
+    p = np.exp(-0.5 - np.repeat(target, 4))
+    interval = bootstrap_intervals(np.ones(32), p, np.repeat(np.arange(8), 4), metrics=["log_loss"], resamples=20_000)
+    assert interval["log_loss"].value == pytest.approx(0.5, abs=1e-12)
+    degrees, users = degrees_of_freedom(target)
+    assert (degrees, users) == (7.0, 8)
+    half = 2.365 * np.std(target, ddof=1) / np.sqrt(8)  # 97.5 % of Student's t with 7 degrees of freedom
+    assert (interval["log_loss"].low, interval["log_loss"].high) == pytest.approx(
+        (0.5 - half, 0.5 + half), abs=half / 25
+    )
 
 
 def test_differences_are_of_the_metrics_themselves(log: Log) -> None:
