@@ -221,8 +221,9 @@ class Run:
         columns, carried = self._columns("test"), self._carried()
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
-            objective = self._trained(model)
-            predictions = predict(objective, self._loader("test"))
+            device = _device(self.recipe.train_config(model).device)
+            objective = self._trained(model).to(device)
+            predictions = predict(objective, self._loader("test"), device)
             for role, report in _reports(predictions, columns).items():
                 name = network_name(model, role)
                 multiplications = objective.networks()[role].tower.multiplications
@@ -256,7 +257,10 @@ class Run:
         None if there is no such triple, or the booster alone is no better than the light tower alone.
         """
         networks = self.evaluation["networks"]
-        alone = {c.tower: name for name, c in self.recipe.models.items() if isinstance(c, PointwiseConfig)}
+        alone: dict[str, str] = {}
+        for name, config in self.recipe.models.items():
+            if isinstance(config, PointwiseConfig):
+                alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
         for name, config in self.recipe.models.items():
             if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
                 light, booster = networks[alone[config.light]]["gauc"], networks[alone[config.booster]]["gauc"]

@@ -164,6 +164,13 @@ def test_the_share_of_the_gap_that_is_closed(
     assert run.gap_closed() == (None if closed is None else pytest.approx(closed))
 
 
+def test_the_first_model_of_a_tower_is_its_baseline(tmp_path: Path) -> None:
+    run, _ = opened(tmp_path / "run", 'models.another={objective="pointwise",tower="light"}')
+    values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "another": 0.64}
+    run.__dict__["evaluation"] = {"networks": {name: {"gauc": value} for name, value in values.items()}}
+    assert run.gap_closed() == pytest.approx(0.5)
+
+
 def test_no_gap_without_both_towers_alone(tmp_path: Path) -> None:
     recipe = load_recipe(small_recipe.write(tmp_path))
     models = {name: model for name, model in recipe.models.items() if name != "booster"}

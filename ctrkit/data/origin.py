@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ctrkit
 from ctrkit.atomic import atomic_directory
 from ctrkit.config import DataConfig, SplitByFiles, SyntheticLog
 from ctrkit.data import synthetic
@@ -38,7 +39,7 @@ class Origin:
         if self.make is None:
             assert self.data.path is not None
             return self.data.path
-        settings = [self.data.adapter_options, self.inputs]
+        settings = [self.data.adapter_options, self.inputs, ctrkit.__version__]
         target = directory / f"{self.data.adapter or 'synthetic'}-{_digest(settings)[:12]}"
         if not target.exists():
             with atomic_directory(target) as new:

@@ -239,6 +239,7 @@ class Trainer:
             "progress": vars(self.progress).copy(),
             "history": self.history,
             "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         save_checkpoint(self.directory / "last.pt", state)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
@@ -260,6 +261,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.history = state["history"]
         torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
 
 def check_monitor(monitor: str, report: Report) -> float:
