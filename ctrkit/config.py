@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctrkit.config_errors import explain
+from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
 
@@ -283,30 +284,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
-        _apply(content, override)
+        apply_override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         problems = explain(error, Recipe)
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(f"{path}: the recipe has {len(problems)} problem(s):\n{lines}") from None
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"--set {override}: write KEY=VALUE, such as --set train.epochs=3")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    table = content
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise UserError(f"--set {override}: '{parent}' is a value, not a table")
-    table[last] = value
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

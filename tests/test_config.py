@@ -133,6 +133,29 @@ def test_overrides(path: Path, override: str, key: str, value: object) -> None:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ('features."a.b".side=item', "a.b"),
+        ("features.'a.b'.side=item", "a.b"),
+        ('features."a=b" . side = "item"', "a=b"),
+        (r'features."say \"a\"".side=item', 'say "a"'),
+        ("features.prix €.side=item", "prix €"),
+        ("features.it's.side=item", "it's"),
+    ],
+)
+def test_an_override_names_any_key_as_toml_does(path: Path, override: str, name: str) -> None:
+    recipe = load_recipe(path, [override])
+    assert recipe.features[name].side == "item"
+    assert len(recipe.features) == 5
+
+
+def test_a_value_of_several_lines_is_kept_whole(path: Path) -> None:
+    assert load_recipe(path, ["towers.light.hidden=[16,\n  4]"]).towers["light"].hidden == [16, 4]
+    assert load_recipe(path, ["data.path=one\ntwo"]).data.path == "one\ntwo"
+    assert load_recipe(path, ['data.path="""one\ntwo"""']).data.path == "one\ntwo"
+
+
 def test_overrides_apply_in_order(path: Path) -> None:
     assert load_recipe(path, ["train.epochs=4", "train.epochs=5"]).train.epochs == 5
 
@@ -149,6 +172,11 @@ def test_an_override_can_add_a_table(path: Path) -> None:
     [
         ("train.epochs", "--set train.epochs: write KEY=VALUE"),
         ("=3", "--set =3: write KEY=VALUE"),
+        ("train..epochs=3", "--set train..epochs=3: write KEY=VALUE"),
+        ('features."a.b.side=item', '--set features."a.b.side=item: write KEY=VALUE'),
+        ('features."\\y".side=item', '--set features."\\y".side=item: write KEY=VALUE'),
+        ("train.epochs=3\nlr=1", "--set train.epochs=3\nlr=1: more than one value; give each key a --set of its own"),
+        ("train.epochs=3\n[train]\nlr=1", "more than one value; give each key a --set of its own"),
         ("name.x=3", "--set name.x=3: 'name' is a value, not a table"),
         ("train.lr.x=3", "--set train.lr.x=3: 'lr' is a value, not a table"),
     ],
