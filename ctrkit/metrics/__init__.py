@@ -2,9 +2,9 @@
 
 from ctrkit.metrics.auc import auc, rela_impr
 from ctrkit.metrics.bootstrap import Difference, Interval, bootstrap_intervals, holm, paired_bootstrap
+from ctrkit.metrics.churn import Churn, churn, mean_churn
 from ctrkit.metrics.gauc import GAUC, Coverage, GAUCPartial, GroupAUCs, gauc, group_aucs
 from ctrkit.metrics.pointwise import (
-    ReliabilityCurve,
     debias_probability,
     ece,
     log_loss,
@@ -13,11 +13,13 @@ from ctrkit.metrics.pointwise import (
     pcoc,
     reliability_curve,
 )
-from ctrkit.metrics.report import METRICS, Report, evaluate_scores
+from ctrkit.metrics.report import METRICS, Report, ReportPartial, evaluate_scores
+from ctrkit.metrics.score_table import ReliabilityCurve
 
 __all__ = [
     "GAUC",
     "METRICS",
+    "Churn",
     "Coverage",
     "Difference",
     "GAUCPartial",
@@ -25,8 +27,10 @@ __all__ = [
     "Interval",
     "ReliabilityCurve",
     "Report",
+    "ReportPartial",
     "auc",
     "bootstrap_intervals",
+    "churn",
     "debias_probability",
     "ece",
     "evaluate_scores",
@@ -35,6 +39,7 @@ __all__ = [
     "holm",
     "log_loss",
     "log_loss_from_logits",
+    "mean_churn",
     "normalized_entropy",
     "paired_bootstrap",
     "pcoc",

@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ctrkit.metrics import inputs
+from ctrkit.metrics.exact import exact_sum
 from ctrkit.metrics.grouping import Grouping
 from ctrkit.metrics.pairs import count_pairs
-from ctrkit.metrics.weighted import weigh_pairs
+from ctrkit.metrics.score_table import ScoreSums, ScoreTable
 
 
 def auc(y_true: ArrayLike, y_score: ArrayLike, *, sample_weight: ArrayLike | None = None) -> float:
@@ -18,8 +19,12 @@ def auc(y_true: ArrayLike, y_score: ArrayLike, *, sample_weight: ArrayLike | Non
     clicks, scores = inputs.labels(y_true), inputs.scores(y_score)
     inputs.same_length(len(clicks), y_score=scores)
     weight = inputs.weights(sample_weight, len(clicks))
+    if weight is not None:
+        sums = ScoreSums(exact_sum(weight), bins=0)
+        sums.add(ScoreTable.of(clicks, scores, weight))
+        return sums.auc()
     everyone = Grouping(np.zeros(len(clicks), dtype=np.uint8), 0, 0, dense=True)
-    pairs = count_pairs(clicks, scores, everyone) if weight is None else weigh_pairs(clicks, scores, everyone, weight)
+    pairs = count_pairs(clicks, scores, everyone)
     return float(pairs.auc[0]) if len(pairs.auc) else float("nan")
 
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import inputs
+from ctrkit.metrics.exact import exact_sum, ratio
 from ctrkit.metrics.grouping import group_codes
 from ctrkit.metrics.pairs import count_pairs
 from ctrkit.metrics.weighted import weigh_pairs
@@ -69,8 +70,7 @@ class GAUCPartial:
 
     def gauc(self) -> GAUC:
         """The GAUC of what was added up."""
-        value = float(self.weighted_sum / self.weight) if self.weight else float("nan")
-        return GAUC(value, self.weighting, self.coverage)
+        return GAUC(ratio(self.weighted_sum, self.weight), self.weighting, self.coverage)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def gauc(
         sample_weight: how many times a row counts [rows], 0 or more: in the group's AUC, which is then scikit-learn's
             roc_auc_score(sample_weight=), and in its impressions and clicks. The coverage counts rows of weight > 0.
 
-    The value depends on no order of rows, to the last bit without sample_weight. O(rows log rows) in a sort of one
+    The value depends on no order of rows, to the last bit. O(rows log rows) in a sort of one
     64-bit key a row. Memory beside the inputs: 8 bytes a row for the keys, 1 for the labels, about 100 a group; groups
     that are no integers, float64 scores and sample weights may need up to 60 bytes a row more.
 
@@ -155,18 +155,3 @@ def weights_of(
     if weighting == "uniform":
         return np.ones(len(clicks), dtype=np.int64)
     return impressions if weighting == "impressions" else clicks
-
-
-def exact_sum(values: NDArray[np.int64] | NDArray[np.float64]) -> Fraction:
-    """The sum, not rounded. Floats are 53-bit integers times a power of two, so they are added power by power."""
-    if values.dtype.kind == "i" or not values.size:
-        return Fraction(int(values.sum()))
-    mantissas, exponents = np.frexp(values)
-    whole = np.ldexp(mantissas, 53).astype(np.int64)
-    lowest = int(exponents.min())
-    powers = exponents - lowest
-    # Halves of 27 and 26 bits: float64 adds 2**26 of them exactly, more values than there are groups.
-    high, low = np.bincount(powers, whole >> 27), np.bincount(powers, whole & (2**27 - 1))
-    sums = ((int(top) << 27) + int(rest) for top, rest in zip(high, low, strict=True))
-    total = sum(part << power for power, part in enumerate(sums))
-    return total * Fraction(2) ** (lowest - 53)

@@ -1,13 +1,16 @@
 """Metrics of the probabilities themselves: how likely they make the clicks, and whether they are calibrated."""
 
 import math
-from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import inputs
+from ctrkit.metrics.exact import exact_sum, ratio
+from ctrkit.metrics.score_table import BINS, ReliabilityCurve, ScoreSums, ScoreTable
 
 EPSILON = 2.0**-24
 """Probabilities are kept this far from 0 and 1 in log loss: half of float32's step below 1, so at most 16.6 nats."""
@@ -47,11 +50,13 @@ def normalized_entropy(y_true: ArrayLike, probability: ArrayLike, *, sample_weig
     at Facebook (ADKDD 2014), eq. 1. nan where the rows are of one class.
     """
     clicks, p, weight = _columns(y_true, probability, sample_weight)
-    rate = mean(clicks.astype(np.float64), weight)
-    if not 0.0 < rate < 1.0:
-        return float("nan")
-    entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
-    return mean(cross_entropy(clicks, p), weight) / entropy
+    rate = mean(clicks, weight)
+    return mean(cross_entropy(clicks, p), weight) / entropy(rate)
+
+
+def entropy(rate: float) -> float:
+    """Entropy of a click rate in nats: the log loss of who always says `rate`. nan where that is 0, 1 or undefined."""
+    return -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate)) if 0.0 < rate < 1.0 else float("nan")
 
 
 def pcoc(y_true: ArrayLike, probability: ArrayLike, *, sample_weight: ArrayLike | None = None) -> float:
@@ -61,34 +66,11 @@ def pcoc(y_true: ArrayLike, probability: ArrayLike, *, sample_weight: ArrayLike 
     first.
     """
     clicks, p, weight = _columns(y_true, probability, sample_weight)
-    clicked = mean(clicks.astype(np.float64), weight)
-    return mean(p, weight) / clicked if clicked > 0 else float("nan")
-
-
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """Bins of about equal weight in ascending order of probability, [bins] each.
-
-    predicted: mean probability; observed: click rate; weight: rows, or sum of weights; low, high: the bin's lowest and
-    highest probability.
-    """
-
-    predicted: NDArray[np.float64]
-    observed: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error: the weighted mean of |predicted - observed|."""
-        if not self.weight.size:
-            return float("nan")
-        return float(np.average(np.abs(self.predicted - self.observed), weights=self.weight))
+    return ratio(weighted_sum(p, weight), weighted_sum(clicks, weight))
 
 
 def reliability_curve(
-    y_true: ArrayLike, probability: ArrayLike, *, bins: int = 20, sample_weight: ArrayLike | None = None
+    y_true: ArrayLike, probability: ArrayLike, *, bins: int = BINS, sample_weight: ArrayLike | None = None
 ) -> ReliabilityCurve:
     """Mean probability against click rate in at most `bins` bins of equal mass.
 
@@ -99,29 +81,14 @@ def reliability_curve(
     if bins < 1:
         raise UserError(f"bins is {bins}; give 1 or more")
     clicks, p, weight = _columns(y_true, probability, sample_weight)
-    mass = np.ones(len(p)) if weight is None else weight
-    order = np.argsort(p)
-    order = order[mass[order] > 0]
-    p, clicked, mass = p[order], clicks[order], mass[order]
-    if not p.size:
-        none = np.zeros(0)
-        return ReliabilityCurve(none, none, none, none, none)
-    first_of_tie = np.flatnonzero(np.diff(p, prepend=-1.0))
-    end = np.cumsum(mass)[np.append(first_of_tie[1:], len(p)) - 1]  # the mass up to the end of every tie
-    middle = (end + np.append(0.0, end[:-1])) / 2
-    bin_of_tie = np.floor(middle / end[-1] * bins)
-    starts = first_of_tie[np.flatnonzero(np.diff(bin_of_tie, prepend=-1.0))]
-    total = np.add.reduceat(mass, starts)
-    return ReliabilityCurve(
-        predicted=np.add.reduceat(mass * p, starts) / total,
-        observed=np.add.reduceat(mass * clicked, starts) / total,
-        weight=total,
-        low=p[starts],
-        high=p[np.append(starts[1:], len(p)) - 1],
-    )
+    sums = ScoreSums(len(p) if weight is None else exact_sum(weight), bins)
+    sums.add(ScoreTable.of(clicks, p, weight))
+    return sums.curve()
 
 
-def ece(y_true: ArrayLike, probability: ArrayLike, *, bins: int = 20, sample_weight: ArrayLike | None = None) -> float:
+def ece(
+    y_true: ArrayLike, probability: ArrayLike, *, bins: int = BINS, sample_weight: ArrayLike | None = None
+) -> float:
     """Expected calibration error over bins of equal mass: see `reliability_curve`. nan without rows."""
     return reliability_curve(y_true, probability, bins=bins, sample_weight=sample_weight).ece
 
@@ -146,9 +113,11 @@ def _columns(
     return clicks, p, inputs.weights(sample_weight, len(clicks))
 
 
-def mean(values: NDArray[np.float64], weight: Weights) -> float:
-    """Weighted mean; nan without rows or without weight."""
-    if weight is None:
-        return float(values.mean()) if values.size else float("nan")
-    total = float(weight.sum())
-    return float((values * weight).sum() / total) if total > 0 else float("nan")
+def mean(values: NDArray[Any], weight: Weights) -> float:
+    """Weighted mean of exact sums, so the order of rows changes no bit; nan without rows or without weight."""
+    return ratio(weighted_sum(values, weight), len(values) if weight is None else exact_sum(weight))
+
+
+def weighted_sum(values: NDArray[Any], weight: Weights) -> Fraction:
+    """Sum of value times weight; each product is rounded, their sum is not."""
+    return exact_sum(values if weight is None else values * weight)

@@ -43,7 +43,7 @@ def weigh_pairs(clicks: BoolArray, scores: FloatArray, groups: Grouping, weight:
     """
     groups, code = exact_code(groups, scores)
     keys = pack_keys(groups, code, clicks)
-    order = np.argsort(keys)
+    order = np.lexsort((weight, keys))  # the rows of a tie in one order, so that their sum is one
     order = order[weight[order] > 0]
     keys, clicks, weight = keys[order], clicks[order], weight[order]
     member = keys >> np.uint64(code.bits + 1)

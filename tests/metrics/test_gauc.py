@@ -2,7 +2,6 @@ import json
 import pickle
 import subprocess
 import sys
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import Coverage, GAUCPartial, gauc, group_aucs, inputs
-from ctrkit.metrics.gauc import Weighting, exact_sum
+from ctrkit.metrics.gauc import Weighting
 
 WEIGHTINGS: tuple[Weighting, ...] = ("impressions", "clicks", "uniform")
 
@@ -321,12 +320,6 @@ def test_errors_name_the_column_the_count_and_the_first_row(
 def test_partials_of_different_weightings_do_not_add() -> None:
     with pytest.raises(UserError, match="weighted by clicks"):
         GAUCPartial("clicks") + GAUCPartial("uniform")
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1e18) | st.floats(0, 1e-200)))
-def test_exact_sum_does_not_round(values: list[float]) -> None:
-    assert exact_sum(np.array(values)) == sum(Fraction(value) for value in values)
 
 
 def test_importing_metrics_imports_no_heavy_library() -> None:
