@@ -153,6 +153,7 @@ class Run:
             precision=config.precision,
             quiet=self.quiet,
             log_scalars=_tensorboard(place) if config.tensorboard else None,
+            say=self.say,
         )
         valid, columns = self._loader("valid"), self._columns("valid")
         coin = _reports({"": np.full(len(columns[LABEL]), 0.5)}, columns)[""]

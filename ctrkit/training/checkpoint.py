@@ -1,6 +1,7 @@
 """Checkpoints that are there whole or not at all."""
 
-import pickle
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,44 @@ def load_checkpoint(path: Path) -> Any | None:
     saved from.
 
     Raises:
-        UserError: the file is there but not readable.
+        UserError: the file is there but not readable, or not what was written.
     """
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not a readable checkpoint; delete it to train from the start") from error
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None  # torch reads bytes that have changed without a word
+        content = torch.load(path, map_location="cpu", weights_only=True) if whole else None
+    except Exception as error:  # damaged bytes lead zip and pickle to any
+        raise _unreadable(path) from error
+    if not whole:
+        raise _unreadable(path)
+    return content
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(f"{path}: not a readable checkpoint; delete it to train from the start")
+
+
+def resumable(path: Path, now: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of a run at `path`, if a run whose state is `now` can go on from it; else None.
+
+    Both have a "fingerprint" and an "objective", the weights by name. A state that is damaged, or of the same
+    fingerprint but with other parts or other weights, is told as a warning; one of another fingerprint is not.
+    """
+    try:
+        state = load_checkpoint(path)
+        if state is None or state["fingerprint"] != now["fingerprint"]:
+            return None
+        fits = state.keys() == now.keys() and _shapes(state["objective"]) == _shapes(now["objective"])
+    except (UserError, KeyError, TypeError, AttributeError):
+        fits = False
+    if fits:
+        assert isinstance(state, dict)
+        return state
+    say(f"  warning: {path}: not a readable checkpoint of this run; training from the start")
+    return None
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}

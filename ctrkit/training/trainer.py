@@ -4,7 +4,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,28 +18,11 @@ from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
-from ctrkit.training.checkpoint import load_checkpoint, save_checkpoint
+from ctrkit.training.checkpoint import load_checkpoint, resumable, save_checkpoint
+from ctrkit.training.progress import Progress, RunningLosses
 
 Evaluate = Callable[[Objective], Mapping[str, Report]]
 """Reports on the validation part, by role."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what a checkpoint keeps beside weights and optimizers."""
-
-    epoch: int = 0
-    batches: int = 0
-    """Batches of the epoch that are done."""
-    step: int = 0
-    best: float | None = None
-    """Best value of the monitored metric."""
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since then."""
-    seconds: float = 0.0
-    """Spent in training, loading included, evaluations excluded."""
-    rows: int = 0
 
 
 class Trainer:
@@ -66,6 +48,7 @@ class Trainer:
         precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
+        say: told what is wrong but stops nothing, a line at a time.
     """
 
     def __init__(
@@ -86,6 +69,7 @@ class Trainer:
         precision: Literal["fp32", "bf16"] = "fp32",
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.objective = objective
         self.optimizers = optimizers
@@ -99,6 +83,7 @@ class Trainer:
         self.precision = precision
         self.quiet = quiet
         self.log_scalars = log_scalars
+        self.say = say
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._mark = 0.0  # when the clock of `Progress.seconds` was last read
@@ -108,11 +93,11 @@ class Trainer:
 
         Raises:
             UserError: the loss or a gradient is not finite; names step and cause (the row group where a value is not
-                finite, else the learning rates), and the weights of the last checkpoint are kept.
+                finite, else the learning rates), and the last checkpoint is kept. Or the best weights are damaged.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         self._resume()
-        running = _RunningLosses()
+        running = RunningLosses()
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
             with self._bar(train.num_rows * self.epochs, done) as bar:
@@ -154,7 +139,7 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _train_step(self, batch: Batch, train: Loader, running: "_RunningLosses") -> None:
+    def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> None:
         moved = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.objective.losses(moved)
@@ -199,7 +184,7 @@ class Trainer:
             + (f"The last good checkpoint is kept: {kept}." if kept.exists() else "There is no checkpoint yet.")
         )
 
-    def _evaluate(self, evaluate: Evaluate, running: "_RunningLosses") -> None:
+    def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
         reports = evaluate(self.objective)
         value = check_monitor(self.monitor, reports[self.objective.inference_role()])
         progress = self.progress
@@ -230,8 +215,8 @@ class Trainer:
                     if value is not None:
                         self.log_scalars(f"valid/{role}/{name}", value, line["step"])
 
-    def _save(self) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "fingerprint": self.fingerprint,
             "objective": self.objective.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -241,15 +226,17 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        save_checkpoint(self.directory / "last.pt", state)
+
+    def _save(self) -> None:
+        save_checkpoint(self.directory / "last.pt", self._state())
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         with atomic_file(self.directory / "metrics.jsonl") as file:
             file.write(lines.encode())
 
     def _resume(self) -> None:
         remove_leftovers(self.directory)
-        state = load_checkpoint(self.directory / "last.pt")
-        if state is None or state["fingerprint"] != self.fingerprint or not (self.directory / "best.pt").exists():
+        state = resumable(self.directory / "last.pt", self._state(), self.say)
+        if state is None or load_checkpoint(self.directory / "best.pt") is None:
             for name in ("last.pt", "best.pt", "metrics.jsonl"):  # of another run: never taken for this one's
                 (self.directory / name).unlink(missing_ok=True)
             return
@@ -278,25 +265,6 @@ def check_monitor(monitor: str, report: Report) -> float:
             "or one class only); monitor log_loss, or give a larger validation part"
         )
     return value
-
-
-class _RunningLosses:
-    """Mean of each loss term since the last evaluation."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, losses: Mapping[str, float]) -> None:
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: round(total / self._count, 6) for name, total in self._sums.items()}
-
-    def clear(self) -> None:
-        self._sums, self._count = {}, 0
 
 
 def _brief(report: Report) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """A small run of the trainer: a prepared log of a few row groups, small towers with dropout, scripted metrics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,13 @@ def mean_logit(log: Path) -> Evaluate:
 
 
 def trainer(
-    objective: Objective, directory: Path, train: Loader, *, fingerprint: str = "f", **settings: Any
+    objective: Objective,
+    directory: Path,
+    train: Loader,
+    *,
+    fingerprint: str = "f",
+    say: Callable[[str], None] = lambda _: None,
+    **settings: Any,
 ) -> Trainer:
     """A trainer with the recipe's own optimizers; `settings` are those of [train]."""
     config = TrainConfig(**{"lr": 0.01, "table_lr": 0.01, "epochs": 3, "patience": 100, **settings})
@@ -127,6 +133,7 @@ def trainer(
         clipped=towers,
         precision=config.precision,
         quiet=True,
+        say=say,
     )
 
 

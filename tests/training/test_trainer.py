@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ctrkit.errors import UserError
-from ctrkit.training.checkpoint import load_checkpoint
+from ctrkit.training.checkpoint import load_checkpoint, save_checkpoint
 from tests import networks
 from tests.training import small_run
 from tests.training.small_run import Scripted, equal
@@ -246,11 +246,68 @@ def test_without_the_best_weights_a_run_starts_anew(log: Path, tmp_path: Path) -
     assert equal(first.objective.state_dict(), again.objective.state_dict())
 
 
-def test_a_broken_checkpoint_is_named(log: Path, tmp_path: Path) -> None:
+def spoil_archive(last: Path) -> None:
+    last.write_bytes(b"not a checkpoint")
+
+
+def cut(last: Path) -> None:
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+
+
+def saved(last: Path) -> dict[str, Any]:
+    state = load_checkpoint(last)
+    assert isinstance(state, dict)
+    return state
+
+
+def flip_a_bit_of_a_weight(last: Path) -> None:
+    content = bytearray(last.read_bytes())
+    weight = saved(last)["objective"]["embeddings.0.bags.embedding_bags.item.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    last.write_bytes(content)
+
+
+def drop_a_weight(last: Path) -> None:
+    state = saved(last)
+    state["objective"].popitem()
+    save_checkpoint(last, state)
+
+
+def drop_the_history(last: Path) -> None:
+    state = saved(last)
+    del state["history"]
+    save_checkpoint(last, state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fingerprint"),
+    [(spoil, "f") for spoil in (spoil_archive, cut, flip_a_bit_of_a_weight, drop_a_weight, drop_the_history)]
+    + [(cut, "new"), (drop_a_weight, "new")],
+)
+def test_a_run_with_a_damaged_checkpoint_starts_anew_and_says_so(
+    log: Path, tmp_path: Path, damage: Callable[[Path], None], fingerprint: str
+) -> None:
     fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
-    (tmp_path / "run" / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint; delete it"):
-        fit(log, tmp_path / "run", [0.5])
+    last = tmp_path / "run" / "last.pt"
+    damage(last)
+    train, evaluation, said = small_run.loader(log), Scripted([0.1, 0.2, 0.3]), list[str]()
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, fingerprint=fingerprint, say=said.append)
+    run.fit(train, evaluation)
+    undisturbed, _ = fit(log, tmp_path / "other", [0.1, 0.2, 0.3])
+    assert equal(evaluation.seen[2], undisturbed.objective.state_dict())
+    assert [line["valid"]["light"]["gauc"] for line in history(tmp_path / "run")] == [0.1, 0.2, 0.3]
+    if (damage, fingerprint) == (drop_a_weight, "new"):
+        assert said == []  # of another recipe: not asked what is in it
+    else:
+        assert said == [f"  warning: {last}: not a readable checkpoint of this run; training from the start"]
+
+
+def test_damaged_best_weights_are_named_before_the_first_step(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    cut(tmp_path / "run" / "best.pt")
+    with pytest.raises(UserError, match=r"best\.pt: not a readable checkpoint; delete it to train from the start"):
+        fit(log, tmp_path / "run", [], epochs=4)
+    fit(log, tmp_path / "run", [0.5, 0.7, 0.6], fingerprint="new")  # those of another recipe are nobody's matter
 
 
 # --- what goes wrong
