@@ -131,20 +131,31 @@ class Golden:
 
 
 def read_requests(path: Path) -> Iterator[Request]:
-    """Requests of a file with one JSON object a line, read as they are asked for.
+    """Requests of a file with one JSON object a line, read as they are asked for; blank lines are skipped.
 
     Raises:
-        UserError: the file cannot be read, or a line holds no request; it names the line.
+        UserError: the file cannot be read or holds no request, or a line is none; it names the line.
     """
+    return (request for _, request in numbered_requests(path))
+
+
+def numbered_requests(path: Path) -> Iterator[tuple[int, Request]]:
+    """The same with the number of the line of each, from 1."""
+    empty = True
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                empty = False
                 try:
-                    yield Request.from_json(json.loads(line, parse_constant=_no_constant))
+                    yield number, Request.from_json(json.loads(line, parse_constant=_no_constant))
                 except (ValueError, RecursionError) as error:  # UserError and JSONDecodeError are ValueErrors
                     raise UserError(f"{path}, line {number}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with one request a line") from error
+    if empty:
+        raise UserError(f"{path}: holds no request; give a file with one request a line")
 
 
 def _no_constant(name: str) -> None:

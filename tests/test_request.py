@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ctrkit.errors import UserError
-from ctrkit.request import Request, read_requests
+from ctrkit.request import Request, numbered_requests, read_requests
 
 REQUEST: dict[str, Any] = {
     "user": {"age": None, "recent": [1, 2]},
@@ -74,9 +74,24 @@ def test_reads_a_file_line_by_line(tmp_path: Path) -> None:
     assert [request.user for request in requests] == [{"age": 0}, {"age": 1}, {"age": 2}]
 
 
+def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    line = json.dumps(REQUEST)
+    path.write_text(f"\n{line}\n  \t\n\r\n{line}\n\n")
+    assert [number for number, _ in numbered_requests(path)] == [2, 5]
+    assert [request.to_json() for request in read_requests(path)] == [REQUEST, REQUEST]
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\t\n"])
+def test_a_file_without_a_request_is_said(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"requests\.jsonl: holds no request; give a file with one request a line"):
+        next(read_requests(path))
+
+
 LINES = {
     "no JSON": b"{",
-    "empty line": b"",
     "no request": b"[]",
     "NaN": b'{"user": {"age": NaN}, "items": []}',
     "no UTF-8": b'{"user": {"age": "\xff"}, "items": []}',

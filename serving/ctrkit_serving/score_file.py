@@ -7,7 +7,7 @@ from pathlib import Path
 from ctrkit.atomic import atomic_file
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
-from ctrkit.request import read_requests
+from ctrkit.request import numbered_requests
 from ctrkit_serving.scorer import Scorer
 
 
@@ -24,23 +24,23 @@ class Scored:
 def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown: bool = False) -> Scored:
     """Score a file of requests, one JSON object a line, into a file of `{"scores": [...]}`, one a line in their order.
 
-    Requests are read, scored and written one at a time, so a file may be larger than memory. `out` is whole or absent:
-    it is written beside its place and renamed.
+    Blank lines are skipped and have no scores. Requests are read, scored and written one at a time, so a file may be
+    larger than memory. `out` is whole or absent: it is written beside its place and renamed.
 
     Raises:
-        UserError: `out` is the file of requests or lies in the bundle, the bundle is broken, or a
-            line holds no request that fits it; it names the line.
+        UserError: `out` is the file of requests or lies in the bundle, the bundle is broken, the file holds no request,
+            or a line none that fits the bundle; it names the line.
     """
     _check_place(Path(bundle), requests, out)
     scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
     num_requests = num_ads = 0
     with atomic_file(out) as file:
-        for request in read_requests(requests):
+        for line, request in numbered_requests(requests):
             num_requests += 1
             try:
                 scores_N = scorer.score_request(request)
             except UserError as error:
-                raise UserError(f"{requests}, line {num_requests}: {error}") from error
+                raise UserError(f"{requests}, line {line}: {error}") from error
             num_ads += len(scores_N)
             file.write((json.dumps({"scores": scores_N.tolist()}) + "\n").encode())
     return Scored(num_requests, num_ads, scorer.counts)

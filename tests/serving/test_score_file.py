@@ -52,6 +52,24 @@ def test_an_error_names_the_line_and_leaves_no_file(bundle: Path, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
 
 
+def test_blank_lines_have_no_scores_and_count_as_lines(bundle: Path, tmp_path: Path) -> None:
+    line = json.dumps(REQUEST.to_json())
+    requests, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    requests.write_text(f"\n{line}\n\n{line}\n")
+    assert score_file(bundle, requests, out).requests == 2
+    assert len(out.read_text().splitlines()) == 2
+    requests.write_text(f'\n{line}\n\n{{"user": {{}}, "items": []}}\n')
+    with pytest.raises(UserError, match="line 4: user: no value"):
+        score_file(bundle, requests, out)
+
+
+def test_a_file_without_a_request_leaves_no_scores(bundle: Path, tmp_path: Path) -> None:
+    requests, out = _write(tmp_path / "requests.jsonl"), tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="holds no request"):
+        score_file(bundle, requests, out)
+    assert not out.exists()
+
+
 def test_ignores_unknown_names_if_asked(bundle: Path, tmp_path: Path) -> None:
     requests = _write(tmp_path / "requests.jsonl", {**REQUEST.to_json(), "user": {**USER, "name": "Ann"}})
     with pytest.raises(UserError, match="line 1: user: the model knows no 'name'"):
