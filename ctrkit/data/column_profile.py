@@ -8,7 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.data.columns import decoded, is_list, to_numpy
+from ctrkit.data.columns import decoded, is_list, label_values, to_numpy
+from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array
 
 
@@ -49,6 +50,47 @@ class Profile:
     def is_text(self) -> bool:
         """Whether its type is a string's."""
         return bool(pa.types.is_string(self.type) or pa.types.is_large_string(self.type))
+
+    @property
+    def is_fractional(self) -> bool:
+        """Whether it has fractions, and so is no id."""
+        return bool(pa.types.is_decimal(self.type) or (pa.types.is_floating(self.type) and not self.whole))
+
+    @property
+    def way_out(self) -> str:
+        """How to write it, if its type is one that no feature takes."""
+        if pa.types.is_struct(self.type):
+            return "write each of its fields as a column of its own"
+        return "flatten it" if is_list(self.type) else "write it as integers, strings or floats"
+
+
+def sample_labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which of the N rows of a sample are clicks.
+
+    Raises:
+        UserError: there is no row, or a label is missing or neither 0 nor 1.
+    """
+    if sample.num_rows == 0:
+        raise UserError(f"{path}: the log has no rows")
+    column = decoded(sample.column(label).combine_chunks())
+    try:
+        values_N = label_values(column)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: label '{label}' is {column.type}; name a column of 0 (no click) and 1") from error
+    empty = int(np.isnan(values_N).sum())
+    wrong = np.unique(values_N[(values_N != 0) & (values_N != 1) & ~np.isnan(values_N)])
+    problems = []
+    if len(wrong):
+        found = ", ".join(f"{value:g}" for value in wrong[:5])
+        problems.append(f"has the values {found}; name a column of 0 (no click) and 1 (click)")
+    if empty:
+        problems.append(
+            f"is empty in {empty:,} of {sample.num_rows:,} rows of the sample; drop such rows, or write 0 where it "
+            "means no click"
+        )
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(f"label '{label}' {problem}" for problem in problems))
+    return np.asarray(values_N == 1)
 
 
 def profile(name: str, column: pa.ChunkedArray, label_N: npt.NDArray[np.bool_]) -> Profile:
@@ -158,8 +200,12 @@ def log_warnings(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -
     elif rate > 0.5:
         yield f"the click rate is {rate:.0%}: is the label what it should be?"
     column = decoded(sample.column(group).combine_chunks())
-    if column.null_count:
-        yield f"{column.null_count:,} rows of the sample have no '{group}'; drop them or give them one"
+    empty = column.is_null(nan_is_null=True).true_count
+    if empty:
+        yield (
+            f"{empty:,} rows of the sample have no '{group}', which `ctrkit prepare` refuses: drop them from the log, "
+            "or give each an id of its own (one id for all would be one user)"
+        )
     codes_N = codes_of(column)
     shown, clicks = np.bincount(codes_N), np.bincount(codes_N, label_N)
     one_class = (clicks == 0) | (clicks == shown)

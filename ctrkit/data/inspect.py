@@ -17,8 +17,16 @@ import pyarrow.compute as pc
 
 from ctrkit.config import SplitByFiles
 from ctrkit.data import naming
-from ctrkit.data.column_profile import Profile, codes_of, depends_on, has_both_classes, log_warnings, profile
-from ctrkit.data.columns import RESERVED, decoded, label_values
+from ctrkit.data.column_profile import (
+    Profile,
+    codes_of,
+    depends_on,
+    has_both_classes,
+    log_warnings,
+    profile,
+    sample_labels,
+)
+from ctrkit.data.columns import RESERVED, decoded
 from ctrkit.data.recipe_text import FeatureLine, recipe_text
 from ctrkit.data.source import ClickLog, open_log, require_columns
 from ctrkit.data.split import PARTS, find_parts
@@ -59,7 +67,7 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
     require_columns(log.schema, {label: "the label", group: "the group key"}, path)
     _check_group(path, group, log.schema.field(group).type)
     sample = log.sample(rows)
-    label_N = _labels(path, label, sample)
+    label_N = sample_labels(path, label, sample)
     look = _Look(log, sample, label, group, label_N)
     look.assign()
     split = {"by": "files"} if has_parts else look.split()
@@ -90,21 +98,6 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
 def _check_group(path: str, group: str, kind: pa.DataType) -> None:
     if pa.types.is_nested(kind):
         raise UserError(f"{path}: group key '{group}' is {kind}; name a column of integers or strings")
-
-
-def _labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.bool_]:
-    if sample.num_rows == 0:
-        raise UserError(f"{path}: the log has no rows")
-    column = decoded(sample.column(label).combine_chunks())
-    try:
-        values_N = label_values(column)
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: label '{label}' is {column.type}; name a column of 0 (no click) and 1") from error
-    wrong = np.unique(values_N[(values_N != 0) & (values_N != 1)])
-    if len(wrong):
-        found = ", ".join(f"{value:g}" for value in wrong[:5])
-        raise UserError(f"{path}: label '{label}' has the values {found}; name a column of 0 (no click) and 1 (click)")
-    return np.asarray(values_N == 1)
 
 
 @dataclass
@@ -142,22 +135,23 @@ class _Look:
         """Why a column is no feature; what is wrong rather than useless is warned of, too."""
         name = column.name
         unique = column.distinct > _NEAR_UNIQUE * column.rows and not column.is_list
+        if name == self.group:
+            return None
+        if name and name not in RESERVED and not _is_plain(column):
+            return self._type_against(column)
         reasons = {
             "it has no name": not name,
             "ctrkit uses the name; rename it": name in RESERVED,
-            f"type {column.type}, which no feature takes": not _is_plain(column),
             "constant: it tells the model nothing": column.is_constant,
             f"a time; that of the log is '{self.time}'": naming.is_time(name) and column.is_number,
             "a time as text; written as a timestamp it could order the log": naming.is_time(name) and column.is_text,
             "the day, which never comes back": naming.is_day(name),
             "numbers requests or sessions, which never come back": _numbers_requests(column),
         }
-        if name == self.group:
-            return None
         for reason, holds in reasons.items():
             if holds:
                 return reason
-        if column.is_list and _is_fractional(column):
+        if column.is_list and column.is_fractional:
             self.warnings.append(f"'{name}' holds lists of numbers that are no ids, which no feature takes; left out")
             return "lists of numbers that are no ids"
         if column.label_auc > _LEAK_AUC:
@@ -177,6 +171,16 @@ class _Look:
             self.warnings.append(f"'{name}' has a value of its own in nearly every row; left out")
             return "a value of its own in nearly every row"
         return None
+
+    def _type_against(self, column: Profile) -> str:
+        """Of a type that no feature takes; warned of unless it holds times or nothing."""
+        kind = str(column.type) if len(str(column.type)) <= 60 else f"{str(column.type)[:57]}..."
+        if not (pa.types.is_temporal(column.type) or pa.types.is_null(column.type)):
+            lists = "a list of " if column.is_list else ""
+            self.warnings.append(
+                f"'{column.name}' is {lists}{kind}, which no feature takes; left out; {column.way_out}"
+            )
+        return f"type {kind}, which no feature takes"
 
     def split(self) -> dict[str, Any]:
         """By day where there are enough of them, else by time, else at random."""
@@ -281,10 +285,6 @@ def _shared(one: pa.Array, other: pa.Array) -> int:
 def _numbers_requests(column: Profile) -> bool:
     many = column.distinct > _MANY_VALUES and not pa.types.is_floating(column.type)
     return naming.is_request(column.name) and (naming.is_id(column.name) or many)
-
-
-def _is_fractional(column: Profile) -> bool:
-    return bool(pa.types.is_decimal(column.type) or (pa.types.is_floating(column.type) and not column.whole))
 
 
 def _is_plain(column: Profile) -> bool:

@@ -124,7 +124,6 @@ def test_columns_that_are_no_features_are_left_out_with_a_warning(
         ("version", ["1"] * ROWS, "constant"),
         ("nothing", pa.nulls(ROWS, pa.int64()), "constant"),
         ("session_id", RNG.integers(0, 900, ROWS), "numbers requests"),
-        ("meta", [{"a": 1}] * ROWS, "type struct"),
         ("seen_at", pa.array(np.arange(ROWS), pa.timestamp("us")), None),
     ],
 )
@@ -135,6 +134,28 @@ def test_useless_columns_are_left_out(tmp_path: Path, column: str, values: Any, 
         assert recipe.columns.time == column
     else:
         assert f"# {column}: {why}" in found.recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "way_out"),
+    [
+        ([{"a": 1, "b": "x"}] * ROWS, "struct<a: int64, b: string>", "write each of its fields as a column of its own"),
+        ([[{"a": 1}]] * ROWS, "a list of struct<a: int64>", "write each of its fields as a column of its own"),
+        ([[[1, 2]]] * ROWS, "a list of list<", "flatten it"),
+        ([b"x", b"y"] * (ROWS // 2), "binary", "write it as integers, strings or floats"),
+        (
+            pa.array([[("a", 1)]] * ROWS, pa.map_(pa.string(), pa.int64())),
+            "map<string, int64",
+            "write it as integers, strings or floats",
+        ),
+    ],
+    ids=["struct", "structs", "lists", "binary", "map"],
+)
+def test_columns_of_a_type_that_no_feature_takes(tmp_path: Path, values: Any, kind: str, way_out: str) -> None:
+    found, recipe = look(tmp_path, log(meta=values))
+    assert "meta" not in recipe.features
+    assert [w for w in found.warnings if w.startswith(f"'meta' is {kind}") and w.endswith(f"left out; {way_out}")]
+    assert f"# meta: type {kind.removeprefix('a list of ')}" in found.recipe
 
 
 def test_an_honest_column_is_not_taken_for_a_leak(tmp_path: Path) -> None:
@@ -215,7 +236,15 @@ def test_histories_share_the_table_whose_ids_they_hold(tmp_path: Path) -> None:
             {"user_id": [f"u{i // 2}" for i in range(ROWS)]},
             r"\(with .* of the rows\) have clicks only or none in the sample",
         ),
-        ({"user_id": [None, "b"] * (ROWS // 2)}, "2,000 rows of the sample have no 'user_id'"),
+        (
+            {"user_id": [None, "b"] * (ROWS // 2)},
+            "2,000 rows of the sample have no 'user_id', which `ctrkit prepare` refuses: "
+            "drop them from the log, or give each an id of its own",
+        ),
+        (
+            {"user_id": pa.array([None, 2.0, float("nan"), 3.0] * (ROWS // 4))},
+            "2,000 rows of the sample have no 'user_id'",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_log_as_a_whole(tmp_path: Path, columns: dict[str, Any], warning: str) -> None:
@@ -267,6 +296,19 @@ def test_a_label_that_is_none(tmp_path: Path, label: str, group: str, message: s
     pq.write_table(log(), tmp_path / "log.parquet")
     with pytest.raises(UserError, match=message):
         inspect_log(str(tmp_path / "log.parquet"), label=label, group=group)
+
+
+@pytest.mark.parametrize("empty", [None, float("nan")])
+def test_labels_that_are_empty_are_not_called_values(tmp_path: Path, empty: float | None) -> None:
+    for other in (0.0, 7.0):
+        click = pa.array([1.0, 0.0, empty, other] * (ROWS // 4), pa.float64())
+        pq.write_table(log(click=click), tmp_path / "log.parquet")
+        with pytest.raises(UserError) as caught:
+            inspect_log(str(tmp_path / "log.parquet"), label="click", group="user_id")
+        said = str(caught.value)
+        assert "nan" not in said.removeprefix(str(tmp_path))
+        assert "label 'click' is empty in 1,000 of 4,000 rows of the sample; drop such rows" in said
+        assert ("has the values 7" in said) == (other == 7.0)
 
 
 def test_an_empty_path() -> None:
