@@ -152,6 +152,8 @@ class TrainConfig(_Strict):
     evaluations_per_epoch: Positive = 1
     shuffle_rows: Positive = 1_000_000
     """Rows of the shuffle buffer."""
+    order: Literal["random", "log"] = "random"
+    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, whose newest rows come last."""
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""

@@ -103,10 +103,8 @@ class Run:
             self.say(f"prepare: {error}; preparing again")
             return None
 
-    def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH, shuffle_rows: int = 0, seed: int = 0) -> Loader:
-        return Loader(
-            self.log.schema, self.log.files(part), batch_size=batch_size, shuffle_rows=shuffle_rows, seed=seed
-        )
+    def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
+        return Loader(self.log.schema, self.log.files(part), batch_size=batch_size)
 
     def _columns(self, part: Part) -> dict[str, Any]:
         """Label, group, and, where the log has them, weight and oracle of a part, in row order."""
@@ -135,7 +133,14 @@ class Run:
         device = _device(config.device)
         (place / "result.json").unlink(missing_ok=True)  # it would vouch for weights that are about to change
         objective = self._objective(model).to(device)
-        loader = self._loader("train", config.batch_size, config.shuffle_rows, config.seed)
+        loader = Loader(
+            self.log.schema,
+            self.log.files("train"),
+            batch_size=config.batch_size,
+            shuffle_rows=config.shuffle_rows,
+            in_log_order=config.order == "log",
+            seed=config.seed,
+        )
         optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
         trainer = Trainer(
             objective,

@@ -48,7 +48,9 @@ class Loader:
     """Batches of one part of a prepared log.
 
     In training the row groups are permuted, gathered into a buffer of about `shuffle_rows` rows, and the rows of the
-    buffer are permuted; the order is a function of (seed, epoch) alone. `shuffle_rows=0` keeps the order of the log.
+    buffer are permuted; the order is a function of (seed, epoch) alone. With `in_log_order` the row groups are read as
+    they lie and only the buffer is permuted: in a log sorted by time, the newest impressions come last, and what is
+    learnt last weighs most when the next day is served. `shuffle_rows=0` keeps the order of the log.
     Memory: two buffers of `shuffle_rows` rows.
 
     Raises:
@@ -56,7 +58,14 @@ class Loader:
     """
 
     def __init__(
-        self, schema: Schema, files: Sequence[Path], *, batch_size: int, shuffle_rows: int = 0, seed: int = 0
+        self,
+        schema: Schema,
+        files: Sequence[Path],
+        *,
+        batch_size: int,
+        shuffle_rows: int = 0,
+        in_log_order: bool = False,
+        seed: int = 0,
     ) -> None:
         self._schema = schema
         self._single = [f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature)]
@@ -72,6 +81,7 @@ class Loader:
         self._paths = list(files)
         self._has_weight = bool(files) and WEIGHT in self._files[0].schema_arrow.names
         self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
+        self._permute_groups = shuffle_rows > 0 and not in_log_order
         self.num_rows: int = sum(rows for _, _, rows in self._groups)
 
     @property
@@ -87,7 +97,7 @@ class Loader:
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, in the order that (seed, epoch) gives, after the first `skip_batches`."""
         random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._groups)) if self._shuffle_rows else np.arange(len(self._groups))
+        order = random.permutation(len(self._groups)) if self._permute_groups else np.arange(len(self._groups))
         produced = 0
         for rows in self._buffers(order, random):
             for start in range(0, len(rows), self.batch_size):

@@ -153,6 +153,16 @@ def test_a_small_buffer_still_permutes_the_row_groups(tmp_path: Path) -> None:
     assert firsts != list(range(10))
 
 
+def test_in_log_order_only_the_buffer_is_permuted(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.parquet", prepared(400), [40] * 10)
+    loader = Loader(schema(), [file], batch_size=40, shuffle_rows=80, in_log_order=True)
+    buffers = np.array(rows_of(list(loader.epoch())), dtype=np.int64).reshape(5, 80)
+    for i, rows in enumerate(buffers):
+        assert sorted(rows) == list(range(80 * i, 80 * (i + 1)))
+        assert abs(np.corrcoef(rows, np.arange(80))[0, 1]) < 0.4
+    assert not np.array_equal(buffers[0], np.array(rows_of(list(loader.epoch(1))), dtype=np.int64)[:80])
+
+
 @pytest.mark.parametrize("shuffle_rows", [0, 20])
 def test_values_land_in_the_right_impression(files: list[Path], shuffle_rows: int) -> None:
     loader = Loader(schema(weight="importance"), files, batch_size=8, shuffle_rows=shuffle_rows)
