@@ -4,7 +4,7 @@
 
 Every log is drawn anew: users with their own click rates and heavy-tailed activity, and three models that see the true
 logit through noise: a, b a little better, and c, which is as good as b. Three intervals are judged: of model b alone,
-of the difference b - a, and of c - b, whose truth is 0, so that what it does not cover are the false discoveries. The
+of the difference b - a, and of c - b, whose truth is 0, so that what it does not cover is a false alarm. The
 truth is the mean over a million users, whose own error is a few hundredths of an interval. With --runs above 1, each
 model is trained that often: every run has an error of its own (an offset, and how much it blurs), and the truth is the
 mean over 80 times the runs.
@@ -90,7 +90,7 @@ def intervals(seed: int, users: int, runs: int, options: argparse.Namespace) -> 
 
 
 def case(users: int, runs: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Coverage, mean width and the share of false discoveries on logs of so many users and models of so many runs."""
+    """Coverage and mean width of the intervals on logs of so many users, for models of so many runs."""
     true = truth(12_500, runs, options.run_spread if runs > 1 else 0.0)
     hits = dict.fromkeys(true, 0)
     width = dict.fromkeys(true, 0.0)
