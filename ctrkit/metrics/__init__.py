@@ -3,6 +3,7 @@
 from ctrkit.metrics.auc import auc, rela_impr
 from ctrkit.metrics.bootstrap import Difference, Interval, bootstrap_intervals, holm, paired_bootstrap
 from ctrkit.metrics.churn import Churn, churn, mean_churn
+from ctrkit.metrics.field import FieldCalibration, FieldPartial, FieldValue, field_calibration_error
 from ctrkit.metrics.gauc import GAUC, Coverage, GAUCPartial, GroupAUCs, gauc, group_aucs
 from ctrkit.metrics.pointwise import (
     debias_probability,
@@ -15,6 +16,8 @@ from ctrkit.metrics.pointwise import (
 )
 from ctrkit.metrics.report import METRICS, Report, ReportPartial, evaluate_scores
 from ctrkit.metrics.score_table import ReliabilityCurve
+from ctrkit.metrics.shards import shard_of_groups
+from ctrkit.metrics.slices import Other, evaluate_slices, user_activity
 
 __all__ = [
     "GAUC",
@@ -22,9 +25,13 @@ __all__ = [
     "Churn",
     "Coverage",
     "Difference",
+    "FieldCalibration",
+    "FieldPartial",
+    "FieldValue",
     "GAUCPartial",
     "GroupAUCs",
     "Interval",
+    "Other",
     "ReliabilityCurve",
     "Report",
     "ReportPartial",
@@ -34,6 +41,8 @@ __all__ = [
     "debias_probability",
     "ece",
     "evaluate_scores",
+    "evaluate_slices",
+    "field_calibration_error",
     "gauc",
     "group_aucs",
     "holm",
@@ -45,4 +54,6 @@ __all__ = [
     "pcoc",
     "rela_impr",
     "reliability_curve",
+    "shard_of_groups",
+    "user_activity",
 ]

@@ -59,8 +59,9 @@ def group_codes(groups: Any, name: str = "groups") -> Grouping:
     if hasattr(column, "categories") and hasattr(column, "codes"):  # a pandas Categorical is numbered already
         _refuse_missing(np.asarray(column.codes) < 0, name)
         return _numbered(np.asarray(column.codes), np.asarray(column.categories))
-    if _is_arrow(groups):
-        return _from_arrow(groups, name)
+    arrow = arrow_column(groups)
+    if arrow is not None:
+        return _from_arrow(arrow, name)
     if isinstance(groups, list | tuple):  # numpy would make [1, "1"] one type and one user
         array = np.empty(len(groups), dtype=object)
         array[:] = groups
@@ -126,29 +127,34 @@ def _from_objects(array: NDArray[Any], name: str) -> Grouping:
     codes = np.fromiter((number(key, len(numbers)) for key in array), np.int64, len(array))
     names = np.empty(len(numbers), dtype=object)
     names[:] = list(numbers)
-    lost = np.array([key is None or _not_itself(key) for key in names], dtype=np.bool_)
+    lost = np.array([is_missing(key) for key in names], dtype=np.bool_)
     if lost.any():
         _refuse_missing(lost[codes], name)
     return _numbered(codes, names)
 
 
-def _not_itself(key: Any) -> bool:
-    """Whether a key is NaN, NaT or pandas.NA: not equal to itself, or not saying."""
+def is_missing(key: Any) -> bool:
+    """Whether a key is None, NaN, NaT or pandas.NA: the ones that are not equal to themselves, or do not say."""
     try:
-        return bool(key != key)
+        return key is None or bool(key != key)
     except TypeError:
         return True
 
 
-def _from_arrow(groups: Any, name: str) -> Grouping:
+def arrow_column(groups: Any) -> Any:
+    """The column as Arrow's ChunkedArray, or None where `_is_arrow` is false."""
+    if not _is_arrow(groups):
+        return None
     import pyarrow as pa
 
     if isinstance(groups, pa.ChunkedArray):
-        column = groups
-    elif hasattr(groups, "__arrow_c_stream__"):
-        column = pa.chunked_array(groups)
-    else:
-        column = pa.chunked_array([pa.array(groups)])
+        return groups
+    return pa.chunked_array(groups if hasattr(groups, "__arrow_c_stream__") else [pa.array(groups)])
+
+
+def _from_arrow(column: Any, name: str) -> Grouping:
+    import pyarrow as pa
+
     if column.null_count:
         _refuse_missing(column.is_null().to_numpy(), name)
     if pa.types.is_floating(column.type):

@@ -1,0 +1,78 @@
+"""The distinct values of a column that rows are sliced by, missing ones included."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctrkit.errors import UserError
+from ctrkit.metrics.grouping import arrow_column, group_codes, is_missing
+
+Numbers = NDArray[np.int64]
+
+
+def distinct_values(column: Any, name: str = "column") -> tuple[Numbers, list[Any]]:
+    """A number for each row's value [rows], and the values by number as Python objects; missing ones are None.
+
+    Columns of any type: numpy, pandas, Arrow, lists; None, null, NaN and NaT are missing. A value may have two numbers.
+    Raises UserError for values that cannot be told apart, such as lists.
+    """
+    inner = getattr(column, "array", column)  # what a pandas Series holds
+    if hasattr(inner, "categories") and hasattr(inner, "codes"):
+        values = [*np.asarray(inner.categories).tolist(), None]
+        return np.asarray(inner.codes).astype(np.int64) % len(values), values  # -1, missing, is the last one
+    arrow = arrow_column(column)
+    if arrow is not None:
+        return _of_arrow(arrow, name)
+    if isinstance(column, list | tuple):  # numpy would make [1, "1"] one type and one value
+        array = np.empty(len(column), dtype=object)
+        array[:] = column
+    else:
+        array = np.asarray(column)
+    if array.ndim != 1:
+        raise UserError(f"{name} has shape {array.shape}; give one dimension, [rows]")
+    return _of_numpy(array, name)
+
+
+def rows_of_values(number: Numbers, values: list[Any]) -> dict[Any, int]:
+    """How many rows each value has; those without rows are left out."""
+    rows: dict[Any, int] = {}
+    for value, count in zip(values, np.bincount(number, minlength=len(values)).tolist(), strict=True):
+        if count:
+            rows[value] = rows.get(value, 0) + count
+    return rows
+
+
+def _of_numpy(array: NDArray[Any], name: str) -> tuple[Numbers, list[Any]]:
+    if array.dtype.kind in "biuUS":
+        number, count = group_codes(array, name).numbers()
+        row_of = np.zeros(count, dtype=np.int64)
+        row_of[number] = np.arange(len(number))
+        return number, array[row_of].tolist()
+    if array.dtype.kind in "fmM":
+        if array.dtype.str.endswith(("[ns]", "[ps]", "[fs]", "[as]")):
+            array = array.astype(f"{array.dtype.kind}8[us]")  # the finest that Python has
+        values, number = np.unique(array, return_inverse=True)
+        return number, [None if is_missing(value) else value for value in values.tolist()]
+    numbers: dict[Any, int] = {}
+    try:
+        found = (None if is_missing(value) else value for value in array.astype(object))
+        number = np.fromiter((numbers.setdefault(value, len(numbers)) for value in found), np.int64, len(array))
+    except TypeError as error:
+        raise UserError(f"{name}: values that cannot be told apart ({error}); give numbers or strings") from error
+    return number, list(numbers)
+
+
+def _of_arrow(column: Any, name: str) -> tuple[Numbers, list[Any]]:
+    import pyarrow as pa
+
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        encoded = column.dictionary_encode(null_encoding="encode").combine_chunks()
+        values = encoded.dictionary.to_pylist()
+        return encoded.indices.to_numpy().astype(np.int64), [None if is_missing(value) else value for value in values]
+    except (pa.ArrowException, TypeError) as error:
+        raise UserError(
+            f"{name}: values of type {column.type} cannot be told apart; give numbers or strings"
+        ) from error
