@@ -21,7 +21,10 @@ from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""How many; bounded, as all sizes are, where nobody means it: what is beyond ends in an allocator's error or never."""
+Width = Annotated[int, Field(ge=1, le=65_536)]
+"""Of an embedding or a layer."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of what becomes a file or folder."""
@@ -46,8 +49,8 @@ class SplitByColumn(_Strict):
 
     by: Literal["column"]
     column: str
-    valid: list[str | int] | Positive = 1
-    test: list[str | int] | Positive = 1
+    valid: list[str | int] | Count = 1
+    test: list[str | int] | Count = 1
 
 
 class SplitByTime(_Strict):
@@ -70,9 +73,9 @@ class SplitAtRandom(_Strict):
 class SyntheticLog(_Strict):
     """The seeded synthetic display-ad log of `ctrkit.data.synthetic` in place of a path."""
 
-    rows: Positive
+    rows: Count
     seed: Seed = 0
-    days: Annotated[int, Field(ge=3)] = 8
+    days: Annotated[int, Field(ge=3, le=10_000)] = 8
 
 
 class DataConfig(_Strict):
@@ -88,7 +91,7 @@ class DataConfig(_Strict):
     split: SplitByFiles | SplitByColumn | SplitByTime | SplitAtRandom = Field(
         default=SplitByFiles(), discriminator="by"
     )
-    row_group_rows: Positive = 65_536
+    row_group_rows: Annotated[int, Field(ge=1, le=10**7)] = 65_536
     """Rows of a row group of the prepared log: the unit of shuffling and of resuming."""
 
     @model_validator(mode="after")
@@ -113,16 +116,16 @@ class ColumnsConfig(_Strict):
 class EmbeddingConfig(_Strict):
     """The tables."""
 
-    dim: Positive = 16
-    dims: dict[str, Positive] = {}
+    dim: Width = 16
+    dims: dict[str, Width] = {}
     """Width by table, where it is not `dim`."""
-    init_std: Annotated[float, Field(gt=0)] = 0.01
+    init_std: Annotated[float, Field(gt=0, le=100)] = 0.01
 
 
 class TowerConfig(_Strict):
     """An MLP from the pooled embeddings to one logit."""
 
-    hidden: list[Positive]
+    hidden: Annotated[list[Width], Field(max_length=100)]
     activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"] = "relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_norm: bool = False
@@ -131,8 +134,8 @@ class TowerConfig(_Strict):
 class TrainConfig(_Strict):
     """The training loop. `[models.NAME.train]` overrides any of it for one model."""
 
-    epochs: Positive = 2
-    batch_size: Positive = 1024
+    epochs: Count = 2
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1024
     seed: Seed = 0
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -142,18 +145,18 @@ class TrainConfig(_Strict):
     table_l2: Annotated[float, Field(ge=0)] = 1e-3
     """Weight of the tables' L2 penalty (`ctrkit.training.table_optimizer`)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     clip_norm: Annotated[float, Field(ge=0)] = 10.0
     """Largest gradient norm of the towers; 0 leaves it as it is."""
     monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
     """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
-    patience: Positive = 2
+    patience: Count = 2
     """Evaluations without improvement before training stops."""
-    evaluations_per_epoch: Positive = 1
-    shuffle_rows: Positive = 1_000_000
+    evaluations_per_epoch: Count = 1
+    shuffle_rows: Count = 1_000_000
     """Rows of the shuffle buffer."""
     order: Literal["random", "log"] = "random"
-    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, whose newest rows come last."""
+    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, its newest rows come last."""
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
@@ -202,15 +205,15 @@ class ExportConfig(_Strict):
 
     model: str | None = None
     """Name of the model; the last one if not given."""
-    parity_rows: Positive = 4096
+    parity_rows: Annotated[int, Field(ge=1, le=10**7)] = 4096
     """Held-out rows on which ONNX Runtime and torch must agree."""
 
 
 class BenchConfig(_Strict):
     """The latency measurement."""
 
-    ads: Positive = 400
-    repeats: Positive = 2000
+    ads: Annotated[int, Field(ge=1, le=10**6)] = 400
+    repeats: Count = 2000
 
 
 class Recipe(_Strict):
@@ -283,7 +286,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
         apply_override(content, override)

@@ -39,8 +39,12 @@ def _line(group: Sequence[tuple[str, ErrorDetails]], top: type[BaseModel]) -> st
     messages = [_message(problem) for _, problem in group if len(problem["loc"]) == farthest]
     message = " or ".join([messages[0], *(m.removeprefix("Input should be ") for m in messages[1:])])
     given = problem.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    shown = f" (got {_cut(repr(given))})" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}" if key else f"{message}{shown}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _message(problem: ErrorDetails) -> str:

@@ -36,7 +36,7 @@ def _parsed(override: str) -> tuple[list[str], Any]:
         raise UserError(f"--set {override}: write KEY=VALUE with a key as TOML quotes it ({error})") from error
     try:
         parsed = tomllib.loads(f"value = {found[2]}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, very deep
         return keys, found[2]
     if len(parsed) > 1:
         raise UserError(f"--set {override}: more than one value; give each key a --set of its own")

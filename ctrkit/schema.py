@@ -33,9 +33,9 @@ class _Feature(BaseModel):
 class _TableFeature(_Feature):
     table: str | None = None
     """Embedding table; features that name the same table share vocabulary and rows. Its own name if not given."""
-    min_count: int | None = Field(default=None, ge=1)
+    min_count: int | None = Field(default=None, ge=1, le=10**9)
     """Ids seen less often in the training part share the unseen row (default 1: every id gets its row)."""
-    buckets: int | None = Field(default=None, ge=1)
+    buckets: int | None = Field(default=None, ge=1, le=2 * 10**9)
     """Hash ids into so many rows instead of keeping a vocabulary; then no id is unseen, and ids may collide."""
 
 
@@ -49,7 +49,7 @@ class SequenceFeature(_TableFeature):
     """A list of ids an impression, newest first; the first `max_len` count."""
 
     kind: Literal["sequence"]
-    max_len: int = Field(default=20, ge=1)
+    max_len: int = Field(default=20, ge=1, le=100_000)
     pooling: Literal["mean", "sum"] = "mean"
 
 
@@ -63,7 +63,7 @@ class DenseFeature(_Feature):
 
     kind: Literal["dense"]
     transform: Literal["standardize", "log", "bucketize"] = "standardize"
-    num_buckets: int = Field(default=20, ge=2)
+    num_buckets: int = Field(default=20, ge=2, le=10**6)
 
 
 Feature = Annotated[CategoricalFeature | SequenceFeature | DenseFeature, Field(discriminator="kind")]

@@ -189,6 +189,16 @@ def test_overrides_that_mean_nothing(path: Path, override: str, message: str) ->
 
 # --- what a recipe cannot mean: the override that spoils it, and what is said
 
+COUNTS = [
+    "train.epochs",
+    "train.shuffle_rows",
+    "train.patience",
+    "train.evaluations_per_epoch",
+    "train.warmup_steps",
+    "models.light.train.epochs",
+    "bench.repeats",
+]
+
 PROBLEMS = [
     # unknown keys, with the nearest valid one of that place
     ("train.epocs=3", "train.epocs: unknown key; did you mean 'epochs'?"),
@@ -237,6 +247,30 @@ PROBLEMS = [
     ("embedding.init_std=0", "embedding.init_std: Input should be greater than 0"),
     ("bench.ads=0", "bench.ads: Input should be greater than or equal to 1"),
     ("name=a/b", "name: String should match pattern"),
+    # sizes that nobody means, which would end in an allocator's error or never
+    ("embedding.dim=100_000_000_000", "embedding.dim: Input should be less than or equal to 65536 (got 100000000000)"),
+    ("embedding.dims.item=65_537", "embedding.dims.item: Input should be less than or equal to 65536"),
+    ("embedding.init_std=1e300", "embedding.init_std: Input should be less than or equal to 100 (got 1e+300)"),
+    ("towers.light.hidden=[8, 65_537]", "towers.light.hidden.1: Input should be less than or equal to 65536"),
+    (f"towers.light.hidden={[1] * 101}", "towers.light.hidden: List should have at most 100 items"),
+    (
+        "features.item.buckets=100_000_000_000_000",
+        "features.item.buckets: Input should be less than or equal to 2000000000",
+    ),
+    (
+        "features.item.min_count=10_000_000_000",
+        "features.item.min_count: Input should be less than or equal to 1000000000",
+    ),
+    (
+        "features.price.num_buckets=1_000_001",
+        "features.price.num_buckets: Input should be less than or equal to 1000000",
+    ),
+    ("features.recent.max_len=10_000_000_000", "features.recent.max_len: Input should be less than or equal to 100000"),
+    ("train.batch_size=1_000_001", "train.batch_size: Input should be less than or equal to 1000000"),
+    ("data.row_group_rows=10_000_001", "data.row_group_rows: Input should be less than or equal to 10000000"),
+    ("export.parity_rows=10_000_001", "export.parity_rows: Input should be less than or equal to 10000000"),
+    ("bench.ads=1_000_001", "bench.ads: Input should be less than or equal to 1000000"),
+    *((f"{key}=1_000_000_001", f"{key}: Input should be less than or equal to 1000000000") for key in COUNTS),
     # none of the choices
     ("train.monitor=gaucc", "train.monitor: Input should be 'gauc', 'auc', 'log_loss' or 'normalized_entropy'"),
     ("features.item.side=ad", "features.item.side: Input should be 'user', 'item' or 'context' (got 'ad')"),
@@ -269,7 +303,20 @@ PROBLEMS = [
 ]
 
 
-@pytest.mark.parametrize(("override", "message"), PROBLEMS, ids=[override for override, _ in PROBLEMS])
+@pytest.mark.parametrize("value", ["9" * 4000, "9" * 5000, "[" * 100_000], ids=["long", "longer", "deep"])
+def test_very_long_values_are_cut(path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"train\.epochs: .* \(got .*\.\.\.\)$") as caught:
+        load_recipe(path, [f"train.epochs={value}"])
+    assert len(str(caught.value)) < 600
+
+
+def test_the_synthetic_log_is_bounded(path: Path) -> None:
+    path.write_text(RECIPE.replace('path = "log"', "synthetic = { rows = 10_000_000_000, days = 10_001 }"))
+    with pytest.raises(UserError, match=r"data\.synthetic\.rows: .* 1000000000 .*\n.*data\.synthetic\.days: .* 10000 "):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(("override", "message"), PROBLEMS, ids=[override[:60] for override, _ in PROBLEMS])
 def test_problems_are_named(path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(path, [override])
@@ -301,6 +348,8 @@ def test_a_feature_named_like_a_kind_is_named(path: Path) -> None:
         ("name = x", r"small\.toml: not valid TOML: .*line 1"),
         ('name = "a"\nname = "b"', r"small\.toml: not valid TOML: .*overwrite"),
         ("", r"columns: required key is missing"),
+        (f"name = {'9' * 5000}", r"small\.toml: not valid TOML: .*5000 digits"),
+        (f"name = {'[' * 100_000}", r"small\.toml: not valid TOML: .*recursion"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, content: str, message: str) -> None:
