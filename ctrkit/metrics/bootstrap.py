@@ -108,6 +108,7 @@ def paired_bootstrap(
     Raises:
         UserError: what `gauc` and `log_loss` raise; unknown metrics; a and b of different numbers of runs.
     """
+    _check_level(level)
     runs_a, runs_b = _runs(a, "a"), _runs(b, "b")
     if len(runs_a) != len(runs_b):
         raise UserError(f"a has {len(runs_a)} runs and b has {len(runs_b)}; runs are paired, so give as many of each")
@@ -137,6 +138,7 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> dict[str, Interval]:
     """The interval of each metric of one model; arguments and errors as for `paired_bootstrap`."""
+    _check_level(level)
     runs = _runs(score, "score")
     intervals = {}
     for metric, values in _resample(y_true, runs, groups, metrics, weighting, resamples, seed).items():
@@ -258,9 +260,12 @@ def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:
     return [array] if array.ndim == 1 else list(array)
 
 
-def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+def _check_level(level: float) -> None:
     if not 0.0 < level < 1.0:
         raise UserError(f"level is {level}; give the interval's coverage, in (0, 1)")
+
+
+def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
     if not drawn.size:
         return float("nan"), float("nan")
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])

@@ -1,0 +1,167 @@
+"""A comparison for people: the table, a sentence for each variant, the churn."""
+
+import math
+from collections.abc import Sequence
+
+from ctrkit.evaluation.compare import POWER, CompareReport, Comparison
+from ctrkit.metrics import METRICS
+
+NAMES = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}
+
+ONE_RUN = "one run each (what another seed would change is not in the interval)"
+
+
+def report_text(report: CompareReport) -> str:
+    """Everything that the report says, in lines of plain text."""
+    parts = [_heading(report), _differences(report), "\n".join(sentences(report)), _churn(report)]
+    return "\n\n".join(parts)
+
+
+def sentences(report: CompareReport) -> list[str]:
+    """What can be said of each variant: the first metric in full, then the others in short."""
+    by_variant = [[each for each in report.comparisons if each.variant == variant] for variant in report.variants]
+    return [" ".join([_sentence(report, first), *map(_short, others)]) for first, *others in by_variant]
+
+
+def _heading(report: CompareReport) -> str:
+    kept = report.coverage
+    left_out = f", {kept.groups_kept:,} of them with clicks and non-clicks (GAUC)" if kept.groups_left_out else ""
+    runs = f"{report.runs} paired runs each" if report.runs > 1 else ONE_RUN
+    return (
+        f"{report.rows:,} impressions, {report.clicks:,} clicks, {report.users:,} users{left_out}; {runs}\n"
+        f"GAUC weighted by {report.weighting}; {report.level:.0%} intervals and p-values from {report.resamples:,} "
+        "resamples of the users"
+    )
+
+
+def _differences(report: CompareReport) -> str:
+    header = ["metric", "baseline", "", "variant", "", "difference", "interval", "p", "Holm p"]
+    rows = []
+    for each in report.comparisons:
+        of, digits = each.difference, _digits(each)
+        rows.append(
+            [
+                NAMES[of.metric],
+                each.baseline,
+                _number(of.a, digits),
+                each.variant,
+                _number(of.b, digits),
+                _number(of.difference, digits, sign=True),
+                _interval(of.low, of.high, digits, sign=True),
+                _p(of.p_value),
+                _p(each.p_holm),
+            ]
+        )
+    return aligned(header, rows)
+
+
+def _sentence(report: CompareReport, each: Comparison) -> str:
+    metric, digits, of = NAMES[each.difference.metric], _digits(each), each.difference
+    names = f"{each.variant} and {each.baseline}"
+    runs = f"{of.runs} runs each" if of.runs > 1 else ONE_RUN
+    over = f"over {of.users:,} users and {runs}"
+    p = f"{'Holm-adjusted ' if each.variants > 1 else ''}p {_equals(_p(each.p_holm))}"
+    if each.verdict == "undefined":
+        return f"{metric} does not tell {names} apart: {_why_undefined(report, of.metric)}."
+    if of.low == of.high == of.difference == 0.0:
+        return f"{names} have the same {metric}, whichever users are drawn."
+    if each.verdict != "undecided":
+        return f"{each.variant} is {each.verdict} than {each.baseline} in {metric} {_by(each)}, {p}, {over}."
+    interval = _interval(of.low, of.high, digits, sign=True)
+    if of.low <= 0 <= of.high:
+        why = f"the interval {interval} holds zero, {p}, {over}"
+    else:
+        why = f"alone, the interval {interval} leaves zero out, but with {each.variants} variants {p}, {over}"
+    seen = f"A difference of about {_number(each.detectable, digits)} would be seen {POWER:.0%} of the time."
+    return f"No difference in {metric} between {names} can be told: {why}. {seen}"
+
+
+def _short(each: Comparison) -> str:
+    metric = NAMES[each.difference.metric]
+    metric = metric[0].upper() + metric[1:]
+    if each.verdict == "undefined":
+        return f"{metric}: not defined."
+    if each.verdict == "undecided":
+        return f"{metric}: no difference can be told."
+    return f"{metric}: {each.verdict} {_by(each)}."
+
+
+def _by(each: Comparison) -> str:
+    """How much better or worse, as a positive number whichever way the metric goes."""
+    of, digits = each.difference, _digits(each)
+    sign = -1 if (each.verdict == "better") is not METRICS[of.metric] else 1
+    low, high = sorted((sign * of.low, sign * of.high))
+    return f"by {_number(sign * of.difference, digits)} {_interval(low, high, digits)}"
+
+
+def _why_undefined(report: CompareReport, metric: str) -> str:
+    if metric == "gauc":
+        return "no user has both clicks and non-clicks"
+    return "there are no clicks" if not report.clicks else "every impression is clicked"
+
+
+def _churn(report: CompareReport) -> str:
+    k = report.churn[0].churn.k
+    header = ["prediction churn", "mean |dp|", "of click rate", "Kendall tau", "top item moves", f"top {k} in common"]
+    rows = [
+        [
+            f"{each.a} -> {each.b}" if each.a != each.b else f"{each.a}, run to run",
+            _number(each.churn.mean_change, 4),
+            _percent(each.churn.relative_change),
+            _number(each.churn.kendall_tau, 3),
+            _percent(each.churn.top_changed),
+            _percent(each.churn.top_k_overlap),
+        ]
+        for each in report.churn
+    ]
+    return aligned(header, rows)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text; columns of figures stand right, columns of words left."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    table.insert(1, ["-" * width for width in widths])
+    lines = (
+        "  ".join(
+            cell.rjust(width) if _is_figure(rows, i) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _is_figure(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(row[column][:1] in "+-<[0123456789" for row in rows)
+
+
+def _digits(each: Comparison) -> int:
+    """Digits after the point: four, or as many as give half the interval two that count."""
+    half = (each.difference.high - each.difference.low) / 2
+    return 4 if not half > 0 else min(12, max(4, 1 - math.floor(math.log10(half))))
+
+
+def _number(value: float, digits: int, *, sign: bool = False) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _interval(low: float, high: float, digits: int, *, sign: bool = False) -> str:
+    return f"[{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}]"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def _p(value: float) -> str:
+    """A p-value to three digits after the point; 2,000 resamples tell nothing below 0.001."""
+    if math.isnan(value):
+        return "-"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _equals(p: str) -> str:
+    return p.replace("<", "< ") if p.startswith("<") else f"= {p}"
