@@ -90,18 +90,23 @@ def evaluate_slices(
         users, _ = group_codes(groups).numbers()
     reports: dict[str, dict[Any, Report]] = {}
     for name, column in slices.items():
-        number, values = distinct_values(column, name)
-        chosen = SliceValues.choose(rows_of_values(number, values), max_values)
         reports[name] = {
-            chosen.keys[code]: evaluate_scores(
+            key: evaluate_scores(
                 clicks[part],
                 p[part],
                 None if users is None else users[part],
                 None if weight is None else weight[part],
             )
-            for code, part in rows_by_code(chosen.of(number, values))
+            for key, part in slice_rows(column, name, max_values).items()
         }
     return reports
+
+
+def slice_rows(column: Any, name: str = "column", max_values: int | None = MAX_VALUES) -> dict[Any, NDArray[np.int64]]:
+    """The rows of each value, in the order of `SliceValues`; arguments and errors as for `evaluate_slices`."""
+    number, values = distinct_values(column, name)
+    chosen = SliceValues.choose(rows_of_values(number, values), max_values)
+    return {chosen.keys[code]: part for code, part in rows_by_code(chosen.of(number, values))}
 
 
 def rows_by_code(codes: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
