@@ -25,6 +25,9 @@ Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work; what it returns is the result of --json, its "text" what people see."""
 
 
+_OF_PREDICTIONS = ("label", "group", "score", "weight", "slice", "field", "negative_rate", "intervals", "tmp")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -85,7 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     recipe_verb("prepare", _prepare, "Fit the encoding on the training part and encode the log.")
     train = recipe_verb("train", _train, "Train the models of a recipe; goes on where a killed run stopped.")
     train.add_argument("--model", help="only this one")
-    recipe_verb("evaluate", _evaluate, "Metrics of every trained network on the test part.")
+    evaluate = verb("evaluate", _evaluate, "Metrics of a recipe's networks on the test part, or of any predictions.")
+    evaluate.add_argument(
+        "recipe", metavar="RECIPE|PREDICTIONS", help="the recipe (.toml), or predictions: a Parquet file, folder or URI"
+    )
+    _add_run_options(evaluate)
+    _add_predictions_options(evaluate)
     recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
     demo = verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores.")
@@ -107,6 +115,26 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--out", type=Path, help="directory of the run (default: runs/NAME)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of predictions")
+    group.add_argument("--label", metavar="NAME", help="column of 0 and 1 (default: label)")
+    group.add_argument("--group", metavar="NAME", help="column of the user, for GAUC (default: group, if there is one)")
+    group.add_argument("--score", metavar="NAME", help="column of the probability (default: probability)")
+    group.add_argument("--weight", metavar="NAME", help="column that says how many times a row counts")
+    group.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="every metric by its values; "
+                       "user_activity: by deciles of the users' impressions; can be repeated")  # fmt: skip
+    group.add_argument("--field", action="append", default=[], metavar="COLUMN", help="calibration error over its "
+                       "values; can be repeated")  # fmt: skip
+    group.add_argument("--negative-rate", type=float, metavar="W", help="share of the non-clicks that training kept: "
+                       "probabilities are de-biased by it")  # fmt: skip
+    group.add_argument("--intervals", action="store_true", help="95 %% intervals by resampling users")
+    group.add_argument("--resamples", type=int, default=2000, help="how many (default: 2000)")
+    group.add_argument("--max-values", type=int, default=50, help="values of a slice to show (default: 50)")
+    group.add_argument("--rows-in-memory", type=int, default=20_000_000, metavar="ROWS", help="more go through files "
+                       "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
+    group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
 
 
 def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
@@ -153,7 +181,16 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    run = _open_run(options, options.recipe)
+    if not options.recipe.endswith(".toml"):
+        if options.set or options.out:
+            raise UserError(f"{options.recipe} is no recipe (.toml): --set and --out go with a recipe")
+        from ctrkit.evaluation.evaluate_command import evaluate_command
+
+        return evaluate_command(options)
+    asked = [f"--{name.replace('_', '-')}" for name in _OF_PREDICTIONS if getattr(options, name)]
+    if asked:
+        raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
+    run = _open_run(options, Path(options.recipe))
     from ctrkit.summary import table
 
     evaluation = run.evaluation
@@ -195,8 +232,9 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
-    if options.ads < 1 or options.repeats < 1:
-        raise UserError("--ads and --repeats are at least 1")
+    for name, largest in (("ads", 10**6), ("repeats", 10**7)):  # as [bench] of a recipe
+        if not 1 <= getattr(options, name) <= largest:
+            raise UserError(f"--{name} {getattr(options, name)}: give 1 to {largest:,}")
     from ctrkit.request import read_requests
     from ctrkit.summary import measure_bundles
 

@@ -213,7 +213,7 @@ class BenchConfig(_Strict):
     """The latency measurement."""
 
     ads: Annotated[int, Field(ge=1, le=10**6)] = 400
-    repeats: Count = 2000
+    repeats: Annotated[int, Field(ge=1, le=10**7)] = 2000
 
 
 class Recipe(_Strict):

@@ -196,7 +196,6 @@ COUNTS = [
     "train.evaluations_per_epoch",
     "train.warmup_steps",
     "models.light.train.epochs",
-    "bench.repeats",
 ]
 
 PROBLEMS = [
@@ -269,6 +268,7 @@ PROBLEMS = [
     ("train.batch_size=1_000_001", "train.batch_size: Input should be less than or equal to 1000000"),
     ("data.row_group_rows=10_000_001", "data.row_group_rows: Input should be less than or equal to 10000000"),
     ("export.parity_rows=10_000_001", "export.parity_rows: Input should be less than or equal to 10000000"),
+    ("bench.repeats=10_000_001", "bench.repeats: Input should be less than or equal to 10000000"),
     ("bench.ads=1_000_001", "bench.ads: Input should be less than or equal to 1000000"),
     *((f"{key}=1_000_000_001", f"{key}: Input should be less than or equal to 1000000000") for key in COUNTS),
     # none of the choices
