@@ -39,6 +39,7 @@ from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.export.export import export_bundle
+from ctrkit.memory import check_memory
 from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
@@ -131,6 +132,7 @@ class Run:
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
         config = self.recipe.train_config(model)
         device = _device(config.device)
+        check_memory(self.recipe, model, self.log.encoding.num_rows(), self.log.rows("train"), device)
         (place / "result.json").unlink(missing_ok=True)  # it would vouch for weights that are about to change
         objective = self._objective(model).to(device)
         loader = Loader(

@@ -371,6 +371,14 @@ def test_a_device_that_is_not_there(copy: Path, device: str) -> None:
     assert changed(copy, before) == {"recipe.json"}
 
 
+def test_tables_that_no_memory_holds_are_refused_before_they_are_made(copy: Path) -> None:
+    run, _ = opened(copy, "features.user_id.buckets=2_000_000_000", "embedding.dims.user_id=4096")
+    before = times(copy / "models")
+    with pytest.raises(UserError, match=r"most of it is for table 'user_id' \(2,000,000,002 rows of width 4096\)"):
+        run.train("light")
+    assert times(copy / "models") == before
+
+
 def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     run, _ = opened(tmp_path / "run")

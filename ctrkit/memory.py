@@ -1,0 +1,86 @@
+"""Whether the training of a model fits into memory, told before anything is allocated."""
+
+import gc
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ctrkit.build import build_objective, build_optimizers
+from ctrkit.config import Recipe
+from ctrkit.errors import UserError
+from ctrkit.schema import SequenceFeature
+
+_GIB = 2**30
+
+
+def check_memory(recipe: Recipe, model: str, num_rows: Mapping[str, int], rows: int, device: torch.device) -> None:
+    """Refuse a model whose training cannot fit into what is free now, swap included.
+
+    Args:
+        recipe: names towers, embedding and objective.
+        model: key of [models].
+        num_rows: rows of each embedding table.
+        rows: of the training part.
+        device: where the model trains; the shuffle buffers lie in main memory.
+
+    Raises:
+        UserError: names the largest part and the keys that make it smaller.
+    """
+    weights, buffers = weight_bytes(recipe, model, num_rows), {"the shuffle buffers": buffer_bytes(recipe, model, rows)}
+    if device.type == "cpu":
+        _check(model, {**weights, **buffers}, device)
+    else:
+        _check(model, weights, device)
+        _check(model, buffers, torch.device("cpu"))
+
+
+def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of each table with the state of its optimizer, and of the towers with gradient and state."""
+    with torch.device("meta"):  # shapes without memory
+        objective = build_objective(recipe, model, num_rows)
+        optimizers, _, towers = build_optimizers(objective, recipe.train_config(model), total_steps=1)
+    state = {id(weight): values for optimizer in optimizers for weight, values in optimizer.state.items()}
+    found = {"the towers": 4 * sum(weight.nbytes for weight in towers)}  # the gradient and Adam's two moments
+    for embedding in {id(network.embedding): network.embedding for network in objective.networks().values()}.values():
+        for name, weight in embedding.table_weights().items():
+            part = f"table '{name}' ({len(weight):,} rows of width {weight.shape[1]})"
+            kept = sum(value.nbytes for value in state[id(weight)].values() if isinstance(value, torch.Tensor))
+            found[part] = found.get(part, 0) + weight.nbytes + kept
+    return found
+
+
+def buffer_bytes(recipe: Recipe, model: str, rows: int) -> int:
+    """Bytes of the loader's two shuffle buffers: four a value, sequences padded to `max_len`."""
+    config = recipe.train_config(model)
+    widths = [f.max_len + 1 if isinstance(f, SequenceFeature) else 1 for f in recipe.features.values()]
+    special = 3  # label, weight, origin
+    return 2 * 4 * min(rows, max(config.shuffle_rows, config.batch_size)) * (sum(widths) + special)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated, swap included; None where that is not known."""
+    gc.collect()  # what the model before has left
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    system, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if device.type != "cpu" or not system.exists():
+        return None
+    kib = dict(re.findall(r"(\w+): +(\d+) kB", system.read_text()))
+    free = 1024 * (int(kib["MemAvailable"]) + int(kib["SwapFree"]))
+    of_container = limit.read_text().strip() if limit.exists() else "max"
+    return min(free, int(of_container)) if of_container.isdigit() else free
+
+
+def _check(model: str, parts: Mapping[str, int], device: torch.device) -> None:
+    free, needed = free_memory(device), sum(parts.values())
+    if free is None or needed <= free:
+        return
+    largest = max(parts, key=lambda part: parts[part])
+    raise UserError(
+        f"model '{model}' needs {needed / _GIB:,.1f} GiB of memory on {device} to train, {free / _GIB:,.1f} GiB are "
+        f"free; most of it is for {largest}: {parts[largest] / _GIB:,.1f} GiB. Lower embedding.dim, a feature's "
+        "buckets or max_len, the towers' hidden widths or train.shuffle_rows, raise a feature's min_count, or set "
+        'train.table_optimizer = "rowwise_adagrad"'
+    )
