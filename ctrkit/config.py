@@ -179,6 +179,11 @@ class PointwiseConfig(_Model):
         """Names of its towers."""
         return (self.tower,)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of its networks, as `Objective.networks` has them."""
+        return ("",)
+
 
 class RocketLaunchingConfig(_Model):
     """A light tower under its booster (Zhou et al., AAAI 2018)."""
@@ -195,6 +200,11 @@ class RocketLaunchingConfig(_Model):
     def towers(self) -> tuple[str, ...]:
         """Names of its towers."""
         return (self.light, self.booster)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of its networks, as `Objective.networks` has them."""
+        return ("light", "booster")
 
 
 Model = Annotated[PointwiseConfig | RocketLaunchingConfig, Field(discriminator="objective")]
@@ -247,8 +257,7 @@ class Recipe(_Strict):
                     raise ValueError(
                         f"model '{name}' names tower '{tower}', which is not in [towers]: {sorted(self.towers)}"
                     )
-            roles = [] if isinstance(model, PointwiseConfig) else [f"{name}_light", f"{name}_booster"]
-            for taken in {"oracle", *roles} & set(self.models):
+            for taken in {"oracle", *(f"{name}_{role}" for role in model.roles if role)} & set(self.models):
                 raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
         if self.export.model is not None and self.export.model not in self.models:
             raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")

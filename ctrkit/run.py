@@ -297,7 +297,7 @@ class Run:
         if costs[costliest] <= self.bundle.manifest.multiplications:
             return None
         model, role = next(
-            (m, r) for m in self.recipe.models for r in self._objective(m).networks() if network_name(m, r) == costliest
+            (m, r) for m, c in self.recipe.models.items() for r in c.roles if network_name(m, r) == costliest
         )
         return self._export(model, role, self.directory / "bench" / "booster")
 

@@ -1,13 +1,13 @@
 """What a recipe's values become: each reaches its place, and the learning rate is what the schedule says."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from ctrkit.build import build_embedding, build_objective, build_optimizers, build_tower, learning_rate_factor
-from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig, TrainConfig
+from ctrkit.config import EmbeddingConfig, Model, Recipe, TowerConfig, TrainConfig
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import RocketLaunching
 from ctrkit.training.table_optimizer import TableOptimizer
@@ -80,6 +80,17 @@ def test_a_rocket() -> None:
     assert any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["booster"].tower.modules())
     assert not any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["light"].tower.modules())
     assert objective.networks()["light"].embedding is objective.networks()["booster"].embedding
+
+
+@pytest.mark.parametrize("model", recipe().models)
+def test_a_configuration_knows_the_roles_of_its_networks(model: str) -> None:
+    objective = build_objective(recipe(), model, NUM_ROWS)
+    assert recipe().models[model].roles == tuple(objective.networks())
+
+
+def test_every_kind_of_model_is_among_those_of_the_tests() -> None:
+    kinds = get_args(get_args(Model)[0])
+    assert {type(model) for model in recipe().models.values()} == set(kinds)
 
 
 def test_a_model_is_initialised_from_its_seed() -> None:

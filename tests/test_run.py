@@ -21,6 +21,7 @@ from ctrkit.config import load_recipe
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import evaluate_scores
+from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run, network_name
 from ctrkit.summary import summarize, table
 from tests import small_recipe
@@ -377,6 +378,23 @@ def test_tables_that_no_memory_holds_are_refused_before_they_are_made(copy: Path
     with pytest.raises(UserError, match=r"most of it is for table 'user_id' \(2,000,000,002 rows of width 4096\)"):
         run.train("light")
     assert times(copy / "models") == before
+
+
+def test_the_costliest_network_is_found_without_building_any(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = opened(copy)
+    shutil.rmtree(copy / "bench")
+    assert run.bundle.manifest.name == "rocket_light"  # on disk
+    built, objective = list[str](), run._objective
+
+    def watched(model: str) -> Objective:
+        built.append(model)
+        return objective(model)
+
+    monkeypatch.setattr(run, "_objective", watched)
+    bundle = run.booster_bundle
+    assert bundle is not None
+    assert bundle.manifest.name == "booster"
+    assert built == ["booster"]  # the one that is exported
 
 
 def test_a_run_directory_that_is_a_file(tmp_path: Path) -> None:
