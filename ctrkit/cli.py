@@ -25,7 +25,7 @@ Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work; what it returns is the result of --json, its "text" what people see."""
 
 
-_OF_PREDICTIONS = ("label", "group", "score", "weight", "slice", "field", "negative_rate", "intervals", "tmp")
+_OF_PREDICTIONS = ("label", "group", "score", "weight", "slice", "field", "negative_rate", "intervals", "tmp", "plots")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] in ("ctrkit", "ctrkit_serving"):
             raise
         extra = "serve" if options.command in (_bench, _score) else "train"
+        trains = extra == "train" and options.command is not _compare
         message = f"needs the package {error.name}; install ctrkit[{extra}]" + (
-            ", and torch, FBGEMM and TorchRec as requirements/ has them" if extra == "train" else ""
+            ", and torch, FBGEMM and TorchRec as requirements/ has them" if trains else ""
         )
         print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
         return 2
@@ -94,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(evaluate)
     _add_predictions_options(evaluate)
+    compare = verb(
+        "compare", _compare, "Is a variant better than the baseline? Paired over users and seeds, with churn."
+    )
+    _add_compare_options(compare)
     recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
     demo = verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores.")
@@ -135,6 +140,27 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rows-in-memory", type=int, default=20_000_000, metavar="ROWS", help="more go through files "
                        "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
     group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
+    group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    model = "predictions file or folder; or several runs: a glob or PATH,PATH,...; or NAME=any of these"
+    parser.add_argument("baseline", help=model)
+    parser.add_argument("variant", nargs="+", help="likewise, as many runs each: they are paired in this order")
+    parser.add_argument("--metrics", default="gauc,auc,log_loss", help="which of them (default: gauc,auc,log_loss)")
+    weightings = ("impressions", "clicks", "uniform")
+    parser.add_argument("--weighting", choices=weightings, default="impressions", help="of GAUC (default: impressions)")
+    parser.add_argument("--resamples", type=int, default=2000, help="resamples of the users (default: 2000)")
+    parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="where the draws start (default: 0)")
+    parser.add_argument("--top-k", type=int, default=3, help="a user's highest items that churn looks at (default: 3)")
+    parser.add_argument("--label", default="label", metavar="NAME", help="column of 0 and 1 (default: label)")
+    parser.add_argument("--group", default="group", metavar="NAME", help="column of the user (default: group)")
+    parser.add_argument("--score", default="probability", metavar="NAME", help="column of the probability "
+                        "(default: probability)")  # fmt: skip
+    parser.add_argument("--key", metavar="NAME", help="column that names every impression, if the files have their "
+                        "rows in different orders")  # fmt: skip
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
 
 
 def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
@@ -197,6 +223,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     gap = run.gap_closed()
     shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
     return {**evaluation, "gap_closed": gap, "text": shown}
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    from ctrkit.evaluation.compare_command import compare_command
+
+    return compare_command(options)
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:

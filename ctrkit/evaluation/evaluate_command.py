@@ -7,6 +7,8 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.evaluate import evaluate_predictions
 from ctrkit.evaluation.evaluate_text import evaluation_text
 from ctrkit.evaluation.evaluation import Wanted
+from ctrkit.evaluation.pictures import plot_evaluation
+from ctrkit.evaluation.plots import require_matplotlib
 from ctrkit.evaluation.predictions import Predictions
 
 
@@ -15,6 +17,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("resamples", "max_values", "rows_in_memory"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
+    if options.plots:
+        require_matplotlib()  # before anything that takes long
     predictions = Predictions.open(
         options.recipe,
         label=options.label or "label",
@@ -32,4 +36,7 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     evaluation = evaluate_predictions(predictions, wanted, rows_in_memory=options.rows_in_memory, tmp=options.tmp)
     columns = {role: getattr(predictions, role) for role in ("label", "group", "score", "weight")}
     asked = {"predictions": predictions.path, "columns": columns, "negative_rate": wanted.negative_rate}
-    return {**asked, **evaluation.as_dict(), "text": evaluation_text(evaluation, predictions, wanted)}
+    drawn = plot_evaluation(evaluation, predictions, wanted, options.plots) if options.plots else []
+    text = evaluation_text(evaluation, predictions, wanted)
+    text += f"\n\npictures: {', '.join(map(str, drawn))}" if drawn else ""
+    return {**asked, **evaluation.as_dict(), "pictures": [str(path) for path in drawn], "text": text}

@@ -16,6 +16,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import StepPatch
 
+from ctrkit.cli import main
 from ctrkit.errors import UserError
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import CompareReport, compare_scores
@@ -91,6 +92,22 @@ def test_reliability(evaluated: Path) -> None:
     assert np.asarray(calibrated.get_xdata()).tolist() == np.asarray(calibrated.get_ydata()).tolist()
     assert legend(axes) == ["light", "calibrated"]
     assert axes.get_title() == "Reliability, 3,000 impressions"
+
+
+def test_evaluate_draws(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb draws what `plot_evaluation` does: the same numbers, but for the intervals that were not asked for."""
+    arguments = ["evaluate", str(evaluated / "light.parquet"), "--slice", "slot", "--plots", str(tmp_path / "plots")]
+    assert main([*arguments, "--json"]) == 0
+    drawn = json.loads(capsys.readouterr().out)["pictures"]
+    assert drawn == [str(tmp_path / "plots" / f"{name}.svg") for name in ("reliability", "scores", "gauc_by_slot")]
+    for name in ("reliability", "scores"):
+        assert read_json(tmp_path / "plots" / f"{name}.json") == read_json(evaluated / "plots" / f"{name}.json")
+    values = read_json(tmp_path / "plots" / "gauc_by_slot.json")["values"]
+    assert [value["low"] for value in values] == [None] * 4
+    assert main(arguments) == 0
+    assert f"pictures: {drawn[0]}, " in capsys.readouterr().out
+    assert main(["evaluate", "recipe.toml", "--plots", "x"]) == 2
+    assert "--plots go with a file or folder of predictions" in capsys.readouterr().err
 
 
 def test_every_run_is_a_line_with_one_name_in_the_legend() -> None:
