@@ -1,19 +1,24 @@
 """A comparison for people: the table, a sentence for each variant, the churn."""
 
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from ctrkit.evaluation.compare import POWER, CompareReport, Comparison
 from ctrkit.metrics import METRICS
 
 NAMES = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}
 
+_WRAP: Any = {"width": 120, "subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+
 ONE_RUN = "one run each (what another seed would change is not in the interval)"
 
 
 def report_text(report: CompareReport) -> str:
     """Everything that the report says, in lines of plain text."""
-    parts = [_heading(report), _differences(report), "\n".join(sentences(report)), _churn(report)]
+    told = "\n".join(textwrap.fill(sentence, **_WRAP) for sentence in sentences(report))
+    parts = [_heading(report), _differences(report), told, _churn(report)]
     return "\n\n".join(parts)
 
 
@@ -26,7 +31,7 @@ def sentences(report: CompareReport) -> list[str]:
 def _heading(report: CompareReport) -> str:
     kept = report.coverage
     left_out = f", {kept.groups_kept:,} of them with clicks and non-clicks (GAUC)" if kept.groups_left_out else ""
-    runs = f"{report.runs} paired runs each" if report.runs > 1 else ONE_RUN
+    runs = f"{report.runs} paired runs each" if report.runs > 1 else "one run each"
     return (
         f"{report.rows:,} impressions, {report.clicks:,} clicks, {report.users:,} users{left_out}; {runs}\n"
         f"GAUC weighted by {report.weighting}; {report.level:.0%} intervals and p-values from {report.resamples:,} "
