@@ -13,95 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from ctrkit.config_data import Count, DataConfig, Seed, Strict
 from ctrkit.config_errors import explain
 from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-"""How many; bounded, as all sizes are, where nobody means it: what is beyond ends in an allocator's error or never."""
 Width = Annotated[int, Field(ge=1, le=65_536)]
 """Of an embedding or a layer."""
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Of what becomes a file or folder."""
 
 
-class _Strict(BaseModel):
-    # strict: true is no 1, "false" no false
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class SplitByFiles(_Strict):
-    """The parts lie in files or folders of their own: `train.parquet`, `train/`, `train*.csv`."""
-
-    by: Literal["files"] = "files"
-    train: str = "train"
-    valid: str = "valid"
-    test: str = "test"
-
-
-class SplitByColumn(_Strict):
-    """By the values of a column, a day partition say: listed, or so many of the last ones."""
-
-    by: Literal["column"]
-    column: str
-    valid: list[str | int] | Count = 1
-    test: list[str | int] | Count = 1
-
-
-class SplitByTime(_Strict):
-    """The last shares of the log by the time column."""
-
-    by: Literal["time"]
-    valid: Share = 0.1
-    test: Share = 0.1
-
-
-class SplitAtRandom(_Strict):
-    """Rows at random: for logs without a time. Flatters any model that remembers users."""
-
-    by: Literal["random"]
-    valid: Share = 0.1
-    test: Share = 0.1
-    seed: Seed = 0
-
-
-class SyntheticLog(_Strict):
-    """The seeded synthetic display-ad log of `ctrkit.data.synthetic` in place of a path."""
-
-    rows: Count
-    seed: Seed = 0
-    days: Annotated[int, Field(ge=3, le=10_000)] = 8
-
-
-class DataConfig(_Strict):
-    """Where the click log is."""
-
-    path: str | None = None
-    """File, folder or URI of the log; relative to where the command is run."""
-    format: Literal["auto", "parquet", "csv"] = "auto"
-    adapter: str | None = None
-    """Official raw files that may lie at `path` instead of a flat log (`ctrkit.data.adapters`)."""
-    adapter_options: dict[str, Any] = {}
-    synthetic: SyntheticLog | None = None
-    split: SplitByFiles | SplitByColumn | SplitByTime | SplitAtRandom = Field(
-        default=SplitByFiles(), discriminator="by"
-    )
-    row_group_rows: Annotated[int, Field(ge=1, le=10**7)] = 65_536
-    """Rows of a row group of the prepared log: the unit of shuffling and of resuming."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if self.path is not None and self.synthetic is not None:
-            raise ValueError("give either path or synthetic, not both")
-        return self
-
-
-class ColumnsConfig(_Strict):
+class ColumnsConfig(Strict):
     """Columns of the log that are no features."""
 
     label: str
@@ -109,20 +35,20 @@ class ColumnsConfig(_Strict):
     weight: str | None = None
     time: str | None = None
     oracle: str | None = None
-    slices: list[str] = []
+    slices: list[str] = Field(default_factory=list)
     """Columns that predictions carry as they are, for `ctrkit evaluate --slice`."""
 
 
-class EmbeddingConfig(_Strict):
+class EmbeddingConfig(Strict):
     """The tables."""
 
     dim: Width = 16
-    dims: dict[str, Width] = {}
+    dims: dict[str, Width] = Field(default_factory=dict)
     """Width by table, where it is not `dim`."""
     init_std: Annotated[float, Field(gt=0, le=100)] = 0.01
 
 
-class TowerConfig(_Strict):
+class TowerConfig(Strict):
     """An MLP from the pooled embeddings to one logit."""
 
     hidden: Annotated[list[Width], Field(max_length=100)]
@@ -131,7 +57,7 @@ class TowerConfig(_Strict):
     batch_norm: bool = False
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """The training loop. `[models.NAME.train]` overrides any of it for one model."""
 
     epochs: Count = 2
@@ -163,7 +89,7 @@ class TrainConfig(_Strict):
     tensorboard: bool = False
 
 
-class _Model(_Strict):
+class _Model(Strict):
     train: TrainConfig = TrainConfig()
     """Keys of [train] that this model overrides: those that are set."""
 
@@ -210,7 +136,7 @@ class RocketLaunchingConfig(_Model):
 Model = Annotated[PointwiseConfig | RocketLaunchingConfig, Field(discriminator="objective")]
 
 
-class ExportConfig(_Strict):
+class ExportConfig(Strict):
     """Which model goes online."""
 
     model: str | None = None
@@ -219,14 +145,14 @@ class ExportConfig(_Strict):
     """Held-out rows on which ONNX Runtime and torch must agree."""
 
 
-class BenchConfig(_Strict):
+class BenchConfig(Strict):
     """The latency measurement."""
 
     ads: Annotated[int, Field(ge=1, le=10**6)] = 400
     repeats: Annotated[int, Field(ge=1, le=10**7)] = 2000
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole batch job."""
 
     name: Name

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctrkit.config import DataConfig, load_recipe
+from ctrkit.config import load_recipe
+from ctrkit.config_data import DataConfig
 from ctrkit.data.prepare import prepare
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
