@@ -56,7 +56,8 @@ def buffer_bytes(recipe: Recipe, model: str, rows: int) -> int:
     config = recipe.train_config(model)
     widths = [f.max_len + 1 if isinstance(f, SequenceFeature) else 1 for f in recipe.features.values()]
     special = 3  # label, weight, origin
-    return 2 * 4 * min(rows, max(config.shuffle_rows, config.batch_size)) * (sum(widths) + special)
+    buffered = max(config.shuffle_rows, config.batch_size, recipe.data.row_group_rows)
+    return 2 * 4 * min(rows, buffered) * (sum(widths) + special)
 
 
 def free_memory(device: torch.device) -> int | None:
