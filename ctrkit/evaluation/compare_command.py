@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.compare import compare
+from ctrkit.evaluation.compare import Scores, compare
 from ctrkit.evaluation.compare_text import report_text, sentences
 from ctrkit.evaluation.pictures import ComparePictures
-from ctrkit.evaluation.runs import Columns, parse_models
+from ctrkit.evaluation.runs import Columns, Impressions, parse_models
 from ctrkit.metrics.resampling import COMPARABLE
 
 
@@ -25,11 +25,19 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--metrics {options.metrics}: {unknown[0]!r} is not one of {', '.join(COMPARABLE)}, each once")
     pictures = ComparePictures() if options.plots else None
     baseline, *variants = parse_models([options.baseline, *options.variant])
+    notes = []
+
+    def look(log: Impressions, name: str, runs: Scores) -> None:
+        if name == baseline.name and "weight" in log.unused:
+            notes.append(f"{log.path}: the column 'weight' is not used; every impression counts once")
+        if pictures:
+            pictures.look(log.label, name, runs)
+
     report = compare(
         baseline,
         variants,
         Columns(options.label, options.group, options.score, options.key),
-        look=lambda log, name, runs: pictures.look(log.label, name, runs) if pictures else None,
+        look=look,
         metrics=metrics,
         weighting=options.weighting,
         resamples=options.resamples,
@@ -38,11 +46,13 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
         top_k=options.top_k,
     )
     drawn = pictures.save(report, options.plots) if pictures else []
-    text = report_text(report) + (f"\n\npictures: {', '.join(map(str, drawn))}" if drawn else "")
+    text = "\n\n".join([report_text(report), *notes])
+    text += f"\n\npictures: {', '.join(map(str, drawn))}" if drawn else ""
     return {
         **report.as_dict(),
         "paths": {model.name: list(model.paths) for model in (baseline, *variants)},
         "sentences": dict(zip(report.variants, sentences(report), strict=True)),
+        "notes": notes,
         "pictures": [str(path) for path in drawn],
         "text": text,
     }

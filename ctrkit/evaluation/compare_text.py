@@ -101,7 +101,10 @@ def _by(each: Comparison) -> str:
 
 def _why_undefined(report: CompareReport, metric: str) -> str:
     if metric == "gauc":
-        return "no user has both clicks and non-clicks"
+        kept = report.coverage.groups_kept
+        return f"{'only one' if kept else 'no'} user has both clicks and non-clicks"
+    if report.users < 2:
+        return "there is only one user"
     return "there are no clicks" if not report.clicks else "every impression is clicked"
 
 

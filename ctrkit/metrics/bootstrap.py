@@ -27,6 +27,7 @@ log loss; the studentised bootstrap, no better than no correction; Student's t w
 which covers as well, but is wider.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ _STEP = 16  # resamples drawn at a time, so that memory does not grow with their
 class Interval:
     """A metric of one model, and the interval of its value over resampled users.
 
+    low, high: nan if there are less than two users that the metric looks at (for GAUC, those of both classes).
     resamples: those that define the metric (one without a click has no AUC).
     """
 
@@ -64,7 +66,7 @@ class Difference:
     """A metric of two models on one log: difference = b - a, its interval and two-sided p-value.
 
     p_value: twice the smaller share of resamples on one side of 0, each share (count + 1) / (resamples + 1): below
-    1 - level just when the interval leaves 0 out. runs: pairs of runs; users: users drawn.
+    1 - level just when the interval leaves 0 out; nan when the interval is. runs: pairs of runs; users: users drawn.
     """
 
     metric: str
@@ -119,9 +121,10 @@ def paired_bootstrap(
     for metric, values in resampled.items():
         of_a, of_b = (float(values.whole[runs].mean()) for runs in a_then_b)
         drawn = (values.runs(a_then_b[1]) - values.runs(a_then_b[0])).spread(seed)
-        low, high = _percentiles(drawn, level)
+        low, high = _percentiles(drawn, level) if values.counted > 1 else (math.nan, math.nan)
+        p = _two_sided(drawn) if values.counted > 1 else math.nan
         differences[metric] = Difference(
-            metric, of_a, of_b, of_b - of_a, low, high, _two_sided(drawn), level, values.users, count, len(drawn)
+            metric, of_a, of_b, of_b - of_a, low, high, p, level, values.users, count, len(drawn)
         )
     return differences
 
@@ -143,7 +146,7 @@ def bootstrap_intervals(
     intervals = {}
     for metric, values in _resample(y_true, runs, groups, metrics, weighting, resamples, seed).items():
         drawn = values.spread(seed)
-        low, high = _percentiles(drawn, level)
+        low, high = _percentiles(drawn, level) if values.counted > 1 else (math.nan, math.nan)
         value = float(values.whole.mean())
         intervals[metric] = Interval(metric, value, low, high, level, values.users, len(runs), len(drawn))
     return intervals
@@ -188,22 +191,24 @@ def degrees_of_freedom(influence: NDArray[np.float64]) -> tuple[float, int]:
 class _Resampled:
     """A metric of every run: of the log itself [runs], of resamples [resamples, runs], users' influence [users, runs].
 
-    users: how many were drawn.
+    users: how many were drawn; counted: how many of them the metric looks at.
     """
 
     whole: NDArray[np.float64]
     drawn: NDArray[np.float64]
     influence: NDArray[np.float64]
+    counted: int
 
     @property
     def users(self) -> int:
         return len(self.influence)
 
     def runs(self, which: slice) -> "_Resampled":
-        return _Resampled(self.whole[which], self.drawn[:, which], self.influence[:, which])
+        return _Resampled(self.whole[which], self.drawn[:, which], self.influence[:, which], self.counted)
 
     def __sub__(self, other: "_Resampled") -> "_Resampled":
-        return _Resampled(self.whole - other.whole, self.drawn - other.drawn, self.influence - other.influence)
+        whole, drawn = self.whole - other.whole, self.drawn - other.drawn
+        return _Resampled(whole, drawn, self.influence - other.influence, self.counted)
 
     def spread(self, seed: int) -> NDArray[np.float64]:
         """Draws [resamples] of the mean over runs that percentiles can be read off, undefined ones left out."""
@@ -249,7 +254,8 @@ def _resample(
     drawn = np.concatenate(draws, axis=1)
     whole = sums.metrics(np.ones((1, len(users.rows))), metrics)[:, 0]
     influence = sums.influence(whole, metrics)
-    return {metric: _Resampled(whole[i], drawn[i], influence[i]) for i, metric in enumerate(metrics)}
+    counted = {metric: int((users.weight > 0).sum()) if metric == "gauc" else len(users.rows) for metric in metrics}
+    return {metric: _Resampled(whole[i], drawn[i], influence[i], counted[metric]) for i, metric in enumerate(metrics)}
 
 
 def _runs(scores: ArrayLike, name: str) -> list[ArrayLike]:

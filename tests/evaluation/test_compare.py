@@ -282,6 +282,12 @@ def test_what_the_log_does_not_define(log: Log) -> None:
     )
     content = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert content["comparisons"][0]["p_holm"] is None
+    together = np.where(user < 100, 0, user)
+    one = compare_scores(log.y, together, *pair, resamples=50, metrics=["gauc"])
+    assert one.coverage.groups_kept == 1
+    assert "GAUC does not tell b and a apart: only one user has both" in sentences(one)[0]
+    single = compare_scores(log.y, np.zeros(4000, int), *pair, resamples=50, metrics=["auc"])
+    assert "there is only one user" in sentences(single)[0]
     nothing = compare_scores(np.zeros(4000), log.user, *pair, resamples=50, metrics=["auc"])
     assert "there are no clicks" in sentences(nothing)[0]
 

@@ -77,6 +77,16 @@ def test_names_of_columns_and_key(folder: Path, tmp_path: Path, capsys: Capture)
     assert "give --key COLUMN" in json.loads(capsys.readouterr().out)["error"]
 
 
+def test_weights_that_are_not_used_are_mentioned(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    table = pq.read_table(folder / "light-seed0.parquet").append_column("weight", pa.array(np.ones(len(Y))))
+    pq.write_table(table, tmp_path / "a.parquet")
+    pair = [str(tmp_path / "a.parquet"), str(folder / "rocket-seed0.parquet")]
+    assert main(["compare", *pair, "--resamples", "10"]) == 0
+    assert "the column 'weight' is not used; every impression counts once" in capsys.readouterr().out
+    assert main(["compare", *pair[::-1], "--resamples", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
 def test_plots(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     paths = [str(folder / f"{name}-seed0.parquet") for name in ("light", "rocket")]
     assert main(["compare", *paths, "--resamples", "20", "--plots", str(tmp_path / "p"), "--json"]) == 0

@@ -222,6 +222,19 @@ def test_resamples_without_a_click_are_counted_out() -> None:
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
 
 
+def test_one_user_has_no_interval() -> None:
+    """What one user does says nothing of others: GAUC looks at users of both classes only."""
+    y, groups = [1, 0, 1, 0, 0, 1], ["a", "a", "a", "a", "b", "c"]
+    a, b = [0.4, 0.6, 0.5, 0.3, 0.2, 0.3], [0.9, 0.1, 0.8, 0.3, 0.2, 0.4]
+    alone = paired_bootstrap(y, a, b, groups, resamples=50)
+    assert alone["gauc"].difference == pytest.approx(0.5)
+    assert np.isnan([alone["gauc"].low, alone["gauc"].high, alone["gauc"].p_value]).all()
+    assert np.isfinite([alone["auc"].low, alone["log_loss"].p_value]).all()
+    assert np.isnan(bootstrap_intervals(y, a, ["a"] * 6, resamples=50)["log_loss"].low)
+    two = paired_bootstrap([*y, 0, 1], [*a, 0.5, 0.6], [*b, 0.5, 0.6], [*groups, "d", "d"], resamples=50)
+    assert two["gauc"].low < two["gauc"].difference < two["gauc"].high
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], abs=1e-15)
     assert holm([0.6, 0.5]).tolist() == [1.0, 1.0]
