@@ -43,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("ctrkit", "ctrkit_serving"):
             raise
-        extra = "serve" if options.command in (_bench, _score) else "train"
-        trains = extra == "train" and options.command is not _compare
+        extra = _extra(options)
         message = f"needs the package {error.name}; install ctrkit[{extra}]" + (
-            ", and torch, FBGEMM and TorchRec as requirements/ has them" if trains else ""
+            ", and torch, FBGEMM and TorchRec as requirements/ has them" if extra == "train" else ""
         )
         print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
         return 2
@@ -59,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
     return 0
+
+
+def _extra(options: argparse.Namespace) -> str:
+    """The extra that has the packages of a command."""
+    if options.command in (_bench, _score):
+        return "serve"
+    of_predictions = options.command is _evaluate and not options.recipe.endswith(".toml")
+    return "evaluate" if of_predictions or options.command is _compare else "train"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,9 @@ GAUC needs all rows of a user together, AUC and calibration all rows of a score.
 The partial results merge exactly (`ReportPartial`, `ScoreSums`), so the report is that of all rows in memory, bit for
 bit. What bounds memory: of n rows a partition by user holds about n / partitions, or the rows of its most active user;
 a range of scores is read `partition_rows` rows at a time and keeps its distinct scores, about n / partitions, or those
-of the fullest of the survey's cells, which are as wide as 1/4096 of the score. Rows take about 150 bytes. Besides, the
-distinct values of the slice and field columns are held, and 4 MB for the survey. On the disk: the columns that are
-read, once, and one partition.
+of the fullest of the survey's cells, each of which is 1/4096 of its scores wide. A row takes about 200 bytes: 50 M rows
+in partitions of 4 M, 0.8 GB. Besides, the distinct values of the slice and field columns are held. On the disk: the
+columns that are read, once, and one partition.
 """
 
 import tempfile

@@ -186,6 +186,17 @@ def test_options_of_predictions_are_refused_for_a_recipe(capsys: Capture, tmp_pa
     assert "recipe.toml is a recipe: --slice, --intervals go with a file or folder of predictions" in text
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    capsys: Capture, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate_command", raising=False)
+    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    text = refused(capsys, path)
+    assert "install ctrkit[evaluate]" in text
+    assert "torch" not in text
+
+
 def test_no_torch_is_imported(path: Path) -> None:
     code = (
         "import sys; from ctrkit.cli import main;"
