@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from ctrkit.data.locate import filesystem_of, format_of
+from ctrkit.data.locate import exists, filesystem_of, format_of
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.source import CHUNK_ROWS, ClickLog, open_log, require_columns
 from ctrkit.errors import UserError
@@ -144,13 +144,10 @@ def _open_parquet(path: str) -> ClickLog:
         if format_of(path) == "csv":
             raise UserError(f"{path}: predictions are Parquet, which states its types; write the file as Parquet")
         return open_log(path, "parquet")
-    try:
-        log = open_log(path)
-    except UserError as error:
-        if "data." not in str(error):  # what a recipe would have to say
-            raise
+    if not exists(path):
         what = "no such file or folder" if kind == pafs.FileType.NotFound else "the folder has no Parquet file"
-        raise UserError(f"{path}: {what}; predictions are a Parquet file (.parquet) or a folder of them") from error
+        raise UserError(f"{path}: {what}; predictions are a Parquet file (.parquet) or a folder of them")
+    log = open_log(path)
     csv = [file.path for file in log.files if file.row_group_rows is None]
     if csv:
         raise UserError(f"{csv[0]}: predictions are Parquet, which states its types; write the file as Parquet")

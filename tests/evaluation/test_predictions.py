@@ -146,8 +146,12 @@ def test_damage_names_the_file_and_the_row_group(path: Path) -> None:
 
 def test_truncated_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"p\.parquet: cannot be read as Parquet, truncated or damaged"):
-        Predictions.open(path)
+    for where in (path, path.parent, f"{path.parent}/*.parquet"):
+        with pytest.raises(UserError, match=r"p\.parquet: cannot be read as Parquet, truncated or damaged"):
+            Predictions.open(where)
+    path.rename(path.with_name("data.parquet"))
+    with pytest.raises(UserError, match=r"data\.parquet: cannot be read as Parquet, truncated or damaged"):
+        Predictions.open(path.parent)
 
 
 def test_what_is_no_predictions(tmp_path: Path) -> None:
@@ -157,6 +161,7 @@ def test_what_is_no_predictions(tmp_path: Path) -> None:
     for name, message in {
         "empty": "the folder has no Parquet file",
         "gone.parquet": "no such file or folder; predictions are",
+        "gone/*.parquet": "no such file or folder; predictions are",
         "text.csv": "predictions are Parquet",
         "nothing.parquet": "the file is empty",
     }.items():

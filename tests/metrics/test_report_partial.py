@@ -80,6 +80,25 @@ def test_equal_to_scikit_learn_on_many_rows() -> None:
         assert ReportPartial.merge(parts).report().auc == pytest.approx(expected, abs=1e-12)
 
 
+def test_weights_that_round_differently_in_every_order() -> None:
+    """Long ties of irregular weights, by users and by score: row order, shards and ranges change no bit."""
+    rng = np.random.default_rng(4)
+    p, users = rng.integers(0, 40, 20_000) / 40, rng.integers(0, 20, 20_000)
+    y, weight = rng.random(20_000) < 0.3, rng.gamma(0.5, size=20_000)
+    whole = evaluate_scores(y, p, users, weight)
+    for shards in (1, 3, 5):
+        order = rng.permutation(20_000)
+        log = (y[order], p[order], users[order], weight[order])
+        parts = [ReportPartial.of(*part(log, log[2] % shards == i)) for i in range(shards)]
+        merged = ReportPartial.merge(parts)
+        assert merged.report() == whole
+        sums = ScoreSums(merged.weight)
+        for low in range(0, 41, 8):
+            inside = (p >= low / 40) & (p < (low + 8) / 40)
+            sums.add(ScoreTable.of(y[inside], p[inside], weight[inside]))
+        assert merged.report(sums) == whole
+
+
 def test_table_holds_each_score_once() -> None:
     table = ScoreTable.of(np.array([True, False, True, False, False]), np.array([0.5, 0.5, 0.1, 0.9, 0.5]))
     assert table.score.tolist() == [0.1, 0.5, 0.9]
