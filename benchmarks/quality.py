@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality pipelines/movielens_1m.toml --set data.path=... --seeds 3 --out FILE
 
-Each seed is a run of its own in RUNS/NAME-seedK; the log is prepared once, and a killed benchmark goes on where it
-stopped. --quick does it on a small synthetic log.
+Each seed is a run of its own in RUNS/NAME-quality/seedK; the log is prepared once, and a killed benchmark goes on where
+it stopped. --quick: two seeds of one epoch in RUNS/NAME-quick, of a small log where the recipe's is synthetic, as the
+default recipe's is.
 """
 
 import argparse
@@ -15,31 +16,43 @@ from typing import Any
 
 from benchmarks.report import arguments, emit, table
 from ctrkit.config import load_recipe
+from ctrkit.errors import UserError
 from ctrkit.run import Run
 
 METRICS = ("gauc", "auc", "log_loss", "pcoc")
-QUICK = ("data.synthetic.rows=60000", "train.epochs=1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the recipe for each seed and report."""
-    parser = arguments(__doc__ or "")
+    parser = arguments("Quality of a recipe's models over seeds: GAUC, AUC and log loss on the test part.")
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("pipelines/demo.toml"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models of the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     options = parser.parse_args(argv)
-    result = measure(options)
-    emit(result, options.out)
+    try:
+        result = measure(options)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    emit({"benchmark": "quality", "quick": options.quick, **result}, options.out)
+
+
+def settings(options: argparse.Namespace) -> list[str]:
+    """What is set in the recipe, by the caller and by --quick."""
+    if not options.quick:
+        return [*options.set]
+    synthetic = load_recipe(options.recipe, options.set).data.synthetic is not None
+    return [*options.set, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train and evaluate every model for every seed; prints the table, returns what the JSON line holds."""
-    overrides = [*options.set, *(QUICK if options.quick else ())]
+    overrides = settings(options)
     seeds = range(2 if options.quick else options.seeds)
     evaluations = []
     name = load_recipe(options.recipe, overrides).name
+    place = options.runs / f"{name}-{'quick' if options.quick else 'quality'}"
     for seed in seeds:
         recipe = load_recipe(options.recipe, [*overrides, f"train.seed={seed}"])
         models = {name: config for name, config in recipe.models.items() if name in (options.models or recipe.models)}
@@ -47,8 +60,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"--models {' '.join(options.models)}: the recipe has {', '.join(recipe.models)}")
         run = Run(
             recipe.model_copy(update={"models": models}),
-            options.runs / f"{name}-quality" / f"seed{seed}",
-            data_directory=options.runs / f"{name}-quality" / "data",
+            place / f"seed{seed}",
+            data_directory=place / "data",
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         evaluations.append({"networks": run.evaluation["networks"], "gap_closed": run.gap_closed()})
