@@ -275,19 +275,13 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
         if not 1 <= getattr(options, name) <= largest:
             raise UserError(f"--{name} {getattr(options, name)}: give 1 to {largest:,}")
     from ctrkit.request import read_requests
-    from ctrkit.summary import measure_bundles
+    from ctrkit.summary import latency_text, measure_bundles
 
     requests = list(islice(read_requests(options.requests), 1000)) if options.requests else None
     measured = measure_bundles(
         {str(path): path for path in options.bundle}, requests, ads=options.ads, repeats=options.repeats
     )
-    lines = [f"{options.ads} ads a request, one thread, milliseconds"]
-    for name, latency in measured.items():
-        figures = "  ".join(
-            f"{p} {latency[p]:.3f}" if latency[p] else f"{p} insufficient" for p in ("p50", "p95", "p99")
-        )
-        lines.append(f"{name}: {figures}")
-    return {"latency_ms": measured, "text": "\n".join(lines)}
+    return {"latency_ms": measured, "text": latency_text(measured, options.ads)}
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ error-free extraction of Rump, Ogita and Oishi, Accurate Floating-Point Summatio
 of vectorised passes; the sums of the parts are added as fractions.
 """
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -33,8 +34,11 @@ def exact_sums(values: NDArray[Any], segment: NDArray[np.int64], count: int) -> 
 
 
 def ratio(top: Fraction | int, bottom: Fraction | int) -> float:
-    """top / bottom, rounded once; nan if bottom is 0."""
-    return float(Fraction(top) / Fraction(bottom)) if bottom else float("nan")
+    """top / bottom, rounded once; nan if bottom is 0, infinite if no float64 is as large."""
+    try:
+        return float(Fraction(top) / Fraction(bottom)) if bottom else float("nan")
+    except OverflowError:
+        return math.copysign(math.inf, top * bottom)
 
 
 def _parts(values: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:

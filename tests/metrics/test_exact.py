@@ -49,3 +49,5 @@ def test_types(kind: type) -> None:
 def test_ratio() -> None:
     assert (ratio(1, 3), ratio(Fraction(1, 2), 2)) == (1 / 3, 0.25)
     assert np.isnan(ratio(1, 0))
+    assert ratio(10, Fraction(5e-324)) == np.inf
+    assert ratio(-10, Fraction(5e-324)) == -np.inf

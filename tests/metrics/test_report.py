@@ -66,3 +66,9 @@ def test_direction_of_every_metric() -> None:
     assert set(METRICS) == {"log_loss", "normalized_entropy", "auc", "gauc", "ece"}
     for name, larger_is_better in METRICS.items():
         assert (better[name] > worse[name]) is larger_is_better
+
+
+def test_weights_so_small_that_a_ratio_overflows() -> None:
+    report = evaluate_scores([1, 0], [0.5, 0.5], None, [5e-324, 1.0])
+    assert report.pcoc is None
+    assert report.log_loss == pytest.approx(np.log(2))
