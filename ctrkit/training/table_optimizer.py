@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 Method = Literal["adam", "adagrad", "rowwise_adagrad"]
 
@@ -87,32 +88,44 @@ def _initial_state(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _step(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    gradient = weight.grad
-    assert gradient is not None
-    gradient = gradient.coalesce()
-    row_R, gradient_RE = gradient.indices()[0], gradient.values()
+    assert weight.grad is not None
+    row_R, gradient_RE = _summed(weight.grad)
     state["step"] += 1
+    weight_RE = weight.index_select(0, row_R)
     if group["l2"]:
-        missed_R1 = (state["step"] - state["last"][row_R]).unsqueeze(1)
-        gradient_RE = gradient_RE + group["l2"] * missed_R1 * weight[row_R]
-        state["last"][row_R] = state["step"]
+        missed_R1 = (state["step"] - state["last"].index_select(0, row_R)).unsqueeze(1)
+        gradient_RE.addcmul_(weight_RE, missed_R1.to(weight.dtype), value=group["l2"])
+        state["last"].index_fill_(0, row_R, state["step"])
     if group["method"] == "adam":
-        update_RE = _adam(row_R, gradient_RE, state, group)
+        _adam(weight_RE, row_R, gradient_RE, state, group)
     else:
         square_R = gradient_RE.square()
         if group["method"] == "rowwise_adagrad":
             square_R = square_R.mean(1, keepdim=True)
-        accumulated_R = state["square"][row_R] + square_R
-        state["square"][row_R] = accumulated_R
-        update_RE = group["lr"] * gradient_RE / (accumulated_R.sqrt() + group["eps"])
-    weight[row_R] -= update_RE
+        square_R += state["square"].index_select(0, row_R)
+        state["square"].index_copy_(0, row_R, square_R)
+        weight_RE -= gradient_RE.mul_(group["lr"]) / square_R.sqrt_().add_(group["eps"])
+    weight.index_copy_(0, row_R, weight_RE)
 
 
-def _adam(row_R: Tensor, gradient_RE: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, ascending and each once, and its sum over each: row[R], gradient[R, E].
+
+    What `Tensor.coalesce` does, several times as fast: one sort, and sums by the kernel of pooled lookups.
+    """
+    row_N, order_N = gradient._indices()[0].sort()
+    first_N = torch.ones_like(row_N, dtype=torch.bool)
+    torch.ne(row_N[1:], row_N[:-1], out=first_N[1:])
+    start_R = first_N.nonzero().squeeze(1)
+    sum_RE = functional.embedding_bag(order_N, gradient._values(), start_R, mode="sum")
+    return row_N[start_R], sum_RE
+
+
+def _adam(weight_RE: Tensor, row_R: Tensor, gradient_RE: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
-    mean_RE = torch.lerp(gradient_RE, state["mean"][row_R], beta1)
-    square_RE = torch.lerp(gradient_RE.square(), state["square"][row_R], beta2)
-    state["mean"][row_R], state["square"][row_R] = mean_RE, square_RE
+    mean_RE = state["mean"].index_select(0, row_R).lerp_(gradient_RE, 1 - beta1)
+    square_RE = state["square"].index_select(0, row_R).mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
+    state["mean"].index_copy_(0, row_R, mean_RE)
+    state["square"].index_copy_(0, row_R, square_RE)
     scale: float = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-    update_RE: Tensor = scale * mean_RE / (square_RE.sqrt() + group["eps"])
-    return update_RE
+    weight_RE.addcdiv_(mean_RE, square_RE.sqrt_().add_(group["eps"]), value=-scale)
