@@ -52,6 +52,7 @@ def build_embedding(schema: Schema, config: EmbeddingConfig, num_rows: Mapping[s
                 num_rows=num_rows[name],
                 dim=config.dims.get(name, config.dim),
                 features=tuple(f.name for f in features),
+                lists=tuple(f.name for f in features if isinstance(f, SequenceFeature)),
                 pooling=poolings.pop() if poolings else "mean",
             )
         )
@@ -74,7 +75,7 @@ def build_optimizers(
 ) -> tuple[list[torch.optim.Optimizer], list[LRScheduler], list[nn.Parameter]]:
     """Optimizers of tables and towers, their schedules, and the towers' parameters (whose gradient is clipped)."""
     embeddings = {id(net.embedding): net.embedding for net in objective.networks().values()}
-    tables = [weight for embedding in embeddings.values() for weight in embedding.table_weights().values()]
+    tables = [weight for embedding in embeddings.values() for weight in embedding.stacks.values()]
     known = {id(weight) for weight in tables}
     towers = [parameter for parameter in objective.parameters() if id(parameter) not in known]
     tower_optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

@@ -46,8 +46,9 @@ def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dic
     for embedding in {id(network.embedding): network.embedding for network in objective.networks().values()}.values():
         for name, weight in embedding.table_weights().items():
             part = f"table '{name}' ({len(weight):,} rows of width {weight.shape[1]})"
-            kept = sum(value.nbytes for value in state[id(weight)].values() if isinstance(value, torch.Tensor))
-            found[part] = found.get(part, 0) + weight.nbytes + kept
+            stack = embedding.stacks[str(weight.shape[1])]
+            kept = sum(value.nbytes for value in state[id(stack)].values() if isinstance(value, torch.Tensor))
+            found[part] = found.get(part, 0) + weight.nbytes + kept * len(weight) // len(stack)
     return found
 
 

@@ -100,7 +100,7 @@ def test_a_model_is_initialised_from_its_seed() -> None:
     changed.models["rocket"].train.__dict__["seed"] = 6
     third = build_objective(changed, "rocket", NUM_ROWS).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    table = "embeddings.0.bags.embedding_bags.item.weight"
+    table = "embeddings.0.stacks.6"
     assert torch.equal(first[table], other[table])
     assert not torch.equal(first[table], third[table])
 
@@ -139,9 +139,7 @@ def test_optimizers_divide_the_parameters_between_them() -> None:
     assert [table_optimizer.defaults[key] for key in ("lr", "l2", "method")] == [0.3, 0.4, "adagrad"]
     of_towers, of_tables = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
     assert [id(p) for p in of_towers] == [id(p) for p in towers]
-    assert {id(p) for p in of_tables} == {
-        id(w) for w in objective.networks()["light"].embedding.table_weights().values()
-    }
+    assert {id(p) for p in of_tables} == {id(w) for w in objective.inference_model().embedding.stacks.values()}
     every = [*of_towers, *of_tables]
     assert len({id(p) for p in every}) == len(every) == len(list(objective.parameters()))
     assert len(schedulers) == 2

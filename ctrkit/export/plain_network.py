@@ -23,21 +23,18 @@ class PlainNetwork(nn.Module):
     def __init__(self, network: Network, schema: Schema) -> None:
         super().__init__()
         self.tower = network.tower
-        self.tables = nn.ParameterList(network.embedding.table_weights().values())
+        weights = network.embedding.table_weights()
+        self.tables = nn.ParameterList(nn.Parameter(weight) for weight in weights.values())
         self._single = {name: column for column, name in enumerate(single_features(schema))}
-        self._sequences = {feature.name for feature in sequence_features(schema)}
-        self._lookups = [
-            (index, feature, table.pooling)
-            for index, table in enumerate(network.embedding.tables)
-            for feature in table.features
-        ]
+        position = {name: index for index, name in enumerate(weights)}
+        self._lookups = [(position[found.table], found.feature, found.pooling) for found in network.embedding.lookups]
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Click probability of N ads."""
         parts = []
         for index, feature, pooling in self._lookups:
             weight_VE = self.tables[index]
-            if feature in self._sequences:
+            if pooling is not None:
                 parts.append(_pool(weight_VE, inputs[f"{feature}_ids"], inputs[f"{feature}_length"], pooling))
             else:
                 parts.append(nn.functional.embedding(inputs["ids"][:, self._single[feature]], weight_VE))

@@ -16,6 +16,7 @@ from ctrkit.bundle import MODEL, WEIGHTS
 from ctrkit.errors import UserError
 from ctrkit.export.onnx import MAX_DIFFERENCE, OPSET, export_onnx, parity
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs
+from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.objectives.rocket_launching import RocketLaunching
@@ -154,7 +155,7 @@ def floats(model: Path) -> list[np.ndarray]:
 
 def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exported]) -> None:
     objective, exported = rocket
-    light = [
+    light: list[torch.Tensor] = [
         *objective.networks()["light"].tower.parameters(),
         *objective.networks()["light"].embedding.table_weights().values(),
     ]
@@ -164,10 +165,10 @@ def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exporte
     assert b"booster" not in content
     widths = {size for array in arrays for size in array.shape}
     assert not widths & {33, 17}
-    for parameter in objective.networks()["booster"].tower.parameters():
-        assert parameter.detach().numpy().tobytes() not in content or parameter.numel() < 4
-    for parameter in light:
-        assert parameter.detach().numpy().tobytes() in content or parameter.dim() == 2  # matrices may be transposed
+    for weight in objective.networks()["booster"].tower.parameters():
+        assert weight.detach().numpy().tobytes() not in content or weight.numel() < 4
+    for tensor in light:
+        assert tensor.detach().numpy().tobytes() in content or tensor.dim() == 2  # matrices may be transposed
 
 
 def test_shared_tables_are_inside_once(rocket: tuple[RocketLaunching, Exported]) -> None:
@@ -179,7 +180,8 @@ def test_shared_tables_are_inside_once(rocket: tuple[RocketLaunching, Exported])
 def test_large_weights_are_external(tmp_path: Path) -> None:
     features = {"item": networks.FEATURES["item"]}
     network = networks.network(features, ())
-    network.embedding.bags.embedding_bags["item"].weight = torch.nn.Parameter(torch.randn(50_000, 4))
+    tables = Embedding([TableConfig("item", 50_000, 4, ("item",))])
+    network = Network(tables, network.tower)
     exported = export(network, features, tmp_path)
     graph = onnx.load(exported.model, load_external_data=False).graph
     table = next(i for i in graph.initializer if list(i.dims) == [50_000, 4])
@@ -211,7 +213,7 @@ def test_parity_is_the_largest_difference(rocket: tuple[RocketLaunching, Exporte
     batches = [graph_inputs(networks.batch(3, seed=seed), exported.schema) for seed in range(5)]
     with bias_moved_by(exported, 1e-5):
         each = [parity(exported.plain, exported.model, [inputs]) for inputs in batches]
-        assert len(set(each)) == 5
+        assert max(each) > min(each)
         assert parity(exported.plain, exported.model, batches) == max(each)
         assert parity(exported.plain, exported.model, batches[::-1]) == max(each)
 

@@ -30,8 +30,8 @@ def of(features: dict[str, list[list[int]]], dense: list[list[float]] | None = N
 def two_tables(**settings: Any) -> Embedding:
     return Embedding(
         [
-            TableConfig("item", 10, 3, ("recent", "item"), "mean"),
-            TableConfig("tags", 8, 2, ("tags",), "sum"),
+            TableConfig("item", 10, 3, ("recent", "item"), lists=("recent",), pooling="mean"),
+            TableConfig("tags", 8, 2, ("tags",), lists=("tags",), pooling="sum"),
         ],
         num_dense=2,
         init_std=1.0,
@@ -48,9 +48,9 @@ def test_pooling_by_hand() -> None:
     )
     expected = torch.stack(
         [
-            torch.cat([(item[2] + 2 * item[3]) / 3, item[4], tags[5] + tags[6], torch.tensor([0.5, -1.0])]),
-            torch.cat([torch.zeros(3), item[2], tags[7], torch.tensor([2.0, 3.0])]),
-            torch.cat([item[9], item[7], torch.zeros(2), torch.tensor([0.0, 0.25])]),
+            torch.cat([tags[5] + tags[6], item[4], (item[2] + 2 * item[3]) / 3, torch.tensor([0.5, -1.0])]),
+            torch.cat([tags[7], item[2], torch.zeros(3), torch.tensor([2.0, 3.0])]),
+            torch.cat([torch.zeros(2), item[7], item[9], torch.tensor([0.0, 0.25])]),
         ]
     )
     torch.testing.assert_close(tables(batch), expected)
@@ -70,8 +70,9 @@ def test_columns_say_where_a_feature_stands() -> None:
     weights = {name: tables.table_weights()["tags" if name == "tags" else "item"] for name in tables.columns}
     batch = of({"recent": [[5]], "item": [[6]], "tags": [[7]]}, dense=[[8.0, 9.0]])
     x = tables(batch)[0]
-    for row, (feature, columns) in zip((5, 6, 7), tables.columns.items(), strict=True):
-        assert torch.equal(x[columns], weights[feature][row]), feature
+    assert list(tables.columns) == ["tags", "item", "recent"]  # by width; single rows before lists
+    for feature, row in {"recent": 5, "item": 6, "tags": 7}.items():
+        assert torch.equal(x[tables.columns[feature]], weights[feature][row]), feature
     assert x[-2:].tolist() == [8.0, 9.0]
 
 
@@ -94,11 +95,40 @@ def test_gradients_are_sparse_and_of_the_rows_looked_up() -> None:
     tables = two_tables()
     batch = of({"recent": [[2, 3], []], "item": [[3], [9]], "tags": [[5], []]}, dense=[[0.0, 0.0], [0.0, 0.0]])
     torch.autograd.backward(tables(batch).square().sum())
+    weights = tables.table_weights()
     for name, rows in (("item", {2, 3, 9}), ("tags", {5})):
-        gradient = tables.table_weights()[name].grad
+        gradient = tables.stacks[str(weights[name].shape[1])].grad
         assert gradient is not None
         assert gradient.is_sparse
         assert set(gradient.coalesce().indices()[0].tolist()) == rows
+    # d/dw of ((w2 + w3) / 2)^2 + w3^2 at row 3, both uses of the table together
+    item, gradient = weights["item"], tables.stacks["3"].grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient.to_dense()[3], (item[2] + item[3]) / 2 + 2 * item[3])
+
+
+def test_tables_of_one_width_lie_one_below_the_other() -> None:
+    tables = Embedding([TableConfig("a", 5, 2, ("a",)), TableConfig("b", 4, 3, ("b",)), TableConfig("c", 6, 2, ("c",))])
+    assert {width: tuple(stack.shape) for width, stack in tables.stacks.items()} == {"2": (11, 2), "3": (4, 3)}
+    weights = tables.table_weights()
+    with torch.no_grad():
+        weights["c"][4] = 7.0  # a view: the stack has it
+    assert tables.stacks["2"][5 + 4].tolist() == [7.0, 7.0]
+    x = tables(of({"a": [[3]], "b": [[2]], "c": [[4]]}))[0]
+    assert torch.equal(x[tables.columns["a"]], weights["a"][3])
+    assert torch.equal(x[tables.columns["b"]], weights["b"][2])
+    assert x[tables.columns["c"]].tolist() == [7.0, 7.0]
+
+
+def test_torchrec_has_the_same_tables_in_the_same_memory() -> None:
+    tables, batch = networks.embedding(), networks.batch(16)
+    collection = tables.embedding_bag_collection()
+    pooled, x = collection(batch.sparse).to_dict(), tables(batch)
+    for feature, columns in tables.columns.items():
+        torch.testing.assert_close(pooled[feature], x[:, columns])
+    with torch.no_grad():
+        tables.stacks["4"].add_(1.0)
+    assert not torch.equal(collection(batch.sparse).to_dict()["item"], pooled["item"])
 
 
 def test_dense_features_alone() -> None:

@@ -73,7 +73,7 @@ every_objective = pytest.mark.parametrize("case", CASES, ids=lambda case: case.n
 def parts(objective: Objective) -> dict[str, list[Tensor]]:
     """Parameters of the towers by role, and of the tables."""
     towers: dict[str, list[Tensor]] = {role: [*n.tower.parameters()] for role, n in objective.networks().items()}
-    tables = [w for n in objective.networks().values() for w in n.embedding.table_weights().values()]
+    tables = [w for n in objective.networks().values() for w in n.embedding.stacks.values()]
     return {**towers, "tables": list(dict.fromkeys(tables))}
 
 

@@ -56,10 +56,10 @@ def test_terms_by_hand(route: Route) -> None:
 
 
 def table_gradient(loss: Tensor, objective: RocketLaunching) -> Tensor:
-    (found,) = torch.autograd.grad(
-        loss, objective.networks()["light"].embedding.table_weights()["item"], retain_graph=True
-    )
-    return found.to_dense()
+    (stack,) = objective.inference_model().embedding.stacks.values()
+    (found,) = torch.autograd.grad(loss, stack, retain_graph=True)
+    gradient: Tensor = found.to_dense()
+    return gradient
 
 
 def test_by_the_route_none_the_hint_moves_the_tables_through_both_towers() -> None:

@@ -262,7 +262,7 @@ def saved(last: Path) -> dict[str, Any]:
 
 def flip_a_bit_of_a_weight(last: Path) -> None:
     content = bytearray(last.read_bytes())
-    weight = saved(last)["objective"]["embeddings.0.bags.embedding_bags.item.weight"]
+    weight = saved(last)["objective"]["embeddings.0.stacks.4"]
     content[content.index(weight.numpy().tobytes())] ^= 1
     last.write_bytes(content)
 
