@@ -18,6 +18,7 @@ from benchmarks.report import arguments, emit, table
 from ctrkit.config import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.run import Run
+from ctrkit.summary import gap_closed
 
 METRICS = ("gauc", "auc", "log_loss", "pcoc")
 
@@ -64,7 +65,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             data_directory=place / "data",
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        evaluations.append({"networks": run.evaluation["networks"], "gap_closed": run.gap_closed()})
+        evaluations.append(
+            {"networks": run.evaluation["networks"], "gap_closed": gap_closed(run.recipe, run.evaluation["networks"])}
+        )
     networks = {
         network: {metric: _spread([e["networks"][network][metric] for e in evaluations]) for metric in METRICS}
         for network in evaluations[0]["networks"]

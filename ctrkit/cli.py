@@ -227,10 +227,10 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if asked:
         raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
     run = _open_run(options, Path(options.recipe))
-    from ctrkit.summary import table
+    from ctrkit.summary import gap_closed, table
 
     evaluation = run.evaluation
-    gap = run.gap_closed()
+    gap = gap_closed(run.recipe, evaluation["networks"])
     shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
     return {**evaluation, "gap_closed": gap, "text": shown}
 

@@ -233,6 +233,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: the recipe has {len(problems)} problem(s):\n{lines}") from None
 
 
+def network_name(model: str, role: str) -> str:
+    """What a network is called in tables and files: `rocket_light` for the role light of the model rocket."""
+    return f"{model}_{role}" if role else model
+
+
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-ready values, defaults included: what a run keeps beside its results.
 

@@ -12,39 +12,36 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
 
 import ctrkit
-from ctrkit.atomic import atomic_file, lock, read_json, write_json
+from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.build import build_objective, build_optimizers
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict
+from ctrkit.config import Recipe, as_dict, network_name
 from ctrkit.data.batch import Batch
-from ctrkit.data.columns import GROUP, LABEL, ORACLE, SLICE, WEIGHT
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
 from ctrkit.data.prepare import prepare
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
+from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import export_bundle
 from ctrkit.memory import check_memory
 from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.training.checkpoint import load_checkpoint
-from ctrkit.training.evaluation import evaluate, predict
+from ctrkit.training.device import find_device
+from ctrkit.training.predict import predict
+from ctrkit.training.tensorboard import tensorboard_writer
 from ctrkit.training.trainer import Trainer, check_monitor
 
 EVALUATION_BATCH = 8192
@@ -107,13 +104,6 @@ class Run:
     def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
         return Loader(self.log.schema, self.log.files(part), batch_size=batch_size)
 
-    def _columns(self, part: Part) -> dict[str, Any]:
-        """Label, group, and, where the log has them, weight and oracle of a part, in row order."""
-        schema = self.log.schema
-        names = [LABEL, GROUP, *([WEIGHT] if schema.weight else []), *([ORACLE] if schema.oracle else [])]
-        table = self.log.read_columns(part, names)
-        return {name: table[name] if name == GROUP else table[name].to_numpy() for name in names}
-
     # --- train
 
     def train(self, model: str) -> dict[str, Any]:
@@ -131,7 +121,7 @@ class Run:
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
         config = self.recipe.train_config(model)
-        device = _device(config.device)
+        device = find_device(config.device)
         check_memory(self.recipe, model, self.log.encoding.num_rows(), self.log.rows("train"), device)
         (place / "result.json").unlink(missing_ok=True)  # it would vouch for weights that are about to change
         objective = self._objective(model).to(device)
@@ -159,13 +149,17 @@ class Run:
             device=device,
             precision=config.precision,
             quiet=self.quiet,
-            log_scalars=_tensorboard(place) if config.tensorboard else None,
+            log_scalars=tensorboard_writer(place) if config.tensorboard else None,
             say=self.say,
         )
-        valid, columns = self._loader("valid"), self._columns("valid")
-        coin = _reports({"": np.full(len(columns[LABEL]), 0.5)}, columns)[""]
+        valid, held_out = self._loader("valid"), HeldOut(self.log, "valid")
+        coin = held_out.report(np.full(len(held_out), 0.5))
         check_monitor(config.monitor, coin)  # before the first step, not after the first epoch
-        progress = trainer.fit(loader, lambda o: _reports(predict(o, valid, device), columns))
+
+        def evaluate(objective: Objective) -> dict[str, Report]:
+            return {role: held_out.report(p) for role, p in predict(objective, valid, device).items()}
+
+        progress = trainer.fit(loader, evaluate)
         result = {
             "fingerprint": fingerprint,
             "monitor": config.monitor,
@@ -226,57 +220,22 @@ class Run:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
-        columns, carried = self._columns("test"), self._carried()
+        held_out, predictions = HeldOut(self.log, "test"), self.directory / "predictions" / "test"
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
-            device = _device(self.recipe.train_config(model).device)
+            device = find_device(self.recipe.train_config(model).device)
             objective = self._trained(model).to(device)
-            predictions = predict(objective, self._loader("test"), device)
-            for role, report in _reports(predictions, columns).items():
+            for role, probability in predict(objective, self._loader("test"), device).items():
                 name = network_name(model, role)
                 multiplications = objective.networks()[role].tower.multiplications
-                networks[name] = {**report.as_dict(), "multiplications": multiplications}
-                self._save_predictions(name, predictions[role], carried)
-        if ORACLE in columns:
-            report = _reports({"oracle": columns[ORACLE]}, columns)["oracle"]
-            networks["oracle"] = {**report.as_dict(), "multiplications": None}
-            self._save_predictions("oracle", columns[ORACLE], carried)
+                networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
+                held_out.save(predictions / f"{name}.parquet", probability)
+        if held_out.oracle is not None:
+            networks["oracle"] = {**held_out.report(held_out.oracle).as_dict(), "multiplications": None}
+            held_out.save(predictions / "oracle.parquet", held_out.oracle)
         result = {"fingerprint": fingerprint, "part": "test", "networks": networks}
         write_json(place, result)
         return result
-
-    def _carried(self) -> pa.Table:
-        """What a file of predictions says of each impression beside its score; README, 'Judge any model's scores'."""
-        schema = self.log.schema
-        named = {"label": LABEL, "group": GROUP, **({"weight": WEIGHT} if schema.weight else {})}
-        named |= {column: SLICE + column for column in schema.slices}
-        table = self.log.read_columns("test", list(named.values())).rename_columns(list(named))
-        trained = self.log.distinct_groups("train")
-        return table.append_column("group_in_train", pc.is_in(table["group"], trained))
-
-    def _save_predictions(self, name: str, probability: npt.NDArray[np.float64], carried: pa.Table) -> None:
-        place = self.directory / "predictions" / "test" / f"{name}.parquet"
-        with atomic_file(place) as file:
-            pq.write_table(carried.append_column("probability", pa.array(probability)), file)
-
-    def gap_closed(self) -> float | None:
-        """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose two towers are trained alone.
-
-        None if there is no such triple, or the booster alone is no better than the light tower alone.
-        """
-        networks = self.evaluation["networks"]
-        alone: dict[str, str] = {}
-        for name, config in self.recipe.models.items():
-            if isinstance(config, PointwiseConfig):
-                alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
-        for name, config in self.recipe.models.items():
-            if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
-                light, booster = networks[alone[config.light]]["gauc"], networks[alone[config.booster]]["gauc"]
-                rocket = networks[network_name(name, "light")]["gauc"]
-                if None not in (light, booster, rocket) and booster > light:
-                    return float((rocket - light) / (booster - light))
-                return None
-        return None
 
     # --- export
 
@@ -341,38 +300,6 @@ class Run:
                 return
             rows += len(batch)
             yield batch
-
-
-def network_name(model: str, role: str) -> str:
-    """What a network is called in tables and files: `rocket_light` for the role light of the model rocket."""
-    return f"{model}_{role}" if role else model
-
-
-def _reports(predictions: Mapping[str, npt.NDArray[np.float64]], columns: Mapping[str, Any]) -> dict[str, Report]:
-    return evaluate(predictions, columns[LABEL], columns[GROUP], columns.get(WEIGHT))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"train.device '{name}': torch cannot use it on this machine; give cpu, or another") from error
-    return device
-
-
-def _tensorboard(place: Path) -> Callable[[str, float, int], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("train.tensorboard needs the package tensorboard; install ctrkit[tensorboard]") from error
-    writer = SummaryWriter(str(place / "tensorboard"))
-
-    def write(tag: str, value: float, step: int) -> None:
-        writer.add_scalar(tag, value, step)
-        writer.flush()
-
-    return write
 
 
 def _sha256(content: Any) -> str:

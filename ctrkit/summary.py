@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
+from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, network_name
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.latency import measure
 from ctrkit_serving.scorer import Scorer
@@ -62,13 +63,32 @@ def summarize(run: "Run") -> dict[str, Any]:
         "machine": machine(),
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
-        "gap_closed": run.gap_closed(),
+        "gap_closed": gap_closed(run.recipe, evaluation["networks"]),
         "latency_ms": latency,
         "parity_max_abs_diff": bundle.manifest.parity_max_abs_diff,
         "bundle": str(bundle.directory),
     }
     write_json(run.directory / "summary.json", summary)
     return summary
+
+
+def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose two towers are trained alone.
+
+    None if there is no such triple, or the booster alone is no better than the light tower alone.
+    """
+    alone: dict[str, str] = {}
+    for name, config in recipe.models.items():
+        if isinstance(config, PointwiseConfig):
+            alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
+    for name, config in recipe.models.items():
+        if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
+            light, booster = networks[alone[config.light]]["gauc"], networks[alone[config.booster]]["gauc"]
+            rocket = networks[network_name(name, "light")]["gauc"]
+            if None not in (light, booster, rocket) and booster > light:
+                return float((rocket - light) / (booster - light))
+            return None
+    return None
 
 
 def machine() -> dict[str, Any]:

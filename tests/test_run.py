@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
-from ctrkit.config import load_recipe
+from ctrkit.config import load_recipe, network_name
 from ctrkit.data.prepared import PreparedLog
+from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.objectives.objective import Objective
-from ctrkit.run import Run, network_name
-from ctrkit.summary import summarize, table
+from ctrkit.run import Run
+from ctrkit.summary import gap_closed, summarize, table
 from tests import small_recipe
 from tests.data import small_log
 
@@ -161,23 +164,22 @@ def test_the_share_of_the_gap_that_is_closed(
 ) -> None:
     run, _ = opened(tmp_path / "run")
     values = {"light": light, "booster": booster, "rocket_light": rocket, "rocket_booster": 0.9}
-    run.__dict__["evaluation"] = {"networks": {name: {"gauc": value} for name, value in values.items()}}
-    assert run.gap_closed() == (None if closed is None else pytest.approx(closed))
+    networks = {name: {"gauc": value} for name, value in values.items()}
+    assert gap_closed(run.recipe, networks) == (None if closed is None else pytest.approx(closed))
 
 
 def test_the_first_model_of_a_tower_is_its_baseline(tmp_path: Path) -> None:
     run, _ = opened(tmp_path / "run", 'models.another={objective="pointwise",tower="light"}')
     values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "another": 0.64}
-    run.__dict__["evaluation"] = {"networks": {name: {"gauc": value} for name, value in values.items()}}
-    assert run.gap_closed() == pytest.approx(0.5)
+    networks = {name: {"gauc": value} for name, value in values.items()}
+    assert gap_closed(run.recipe, networks) == pytest.approx(0.5)
 
 
 def test_no_gap_without_both_towers_alone(tmp_path: Path) -> None:
     recipe = load_recipe(small_recipe.write(tmp_path))
     models = {name: model for name, model in recipe.models.items() if name != "booster"}
-    run = Run(recipe.model_copy(update={"models": models}), tmp_path / "run")
-    run.__dict__["evaluation"] = {"networks": {"light": {"gauc": 0.6}, "rocket_light": {"gauc": 0.7}}}
-    assert run.gap_closed() is None
+    networks = {"light": {"gauc": 0.6}, "rocket_light": {"gauc": 0.7}}
+    assert gap_closed(recipe.model_copy(update={"models": models}), networks) is None
 
 
 def test_names_of_networks() -> None:
@@ -450,9 +452,13 @@ def test_a_monitor_that_validation_does_not_define_stops_before_the_first_step(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = opened(copy, "train.seed=1")
-    columns = run._columns("valid")
-    one_class = {**columns, "__label": np.zeros(len(columns["__label"]), np.float32)}
-    monkeypatch.setattr(run, "_columns", lambda part: one_class)
+    read = PreparedLog.read_columns
+
+    def one_class(log: PreparedLog, part: Part, names: Sequence[str]) -> pa.Table:
+        table = read(log, part, names)
+        return table.set_column(0, "__label", pa.array(np.zeros(len(table), np.float32)))
+
+    monkeypatch.setattr(PreparedLog, "read_columns", one_class)
     with pytest.raises(UserError, match="'gauc' is not defined on the validation part"):
         run.train("light")
     assert not (copy / "models" / "light" / "result.json").exists()

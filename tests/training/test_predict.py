@@ -10,8 +10,7 @@ from torch import Tensor
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
-from ctrkit.metrics.report import evaluate_scores
-from ctrkit.training.evaluation import evaluate, predict
+from ctrkit.training.predict import predict
 from tests import networks
 from tests.training import small_run
 
@@ -72,13 +71,3 @@ def test_weights_that_diverged_are_blamed_not_the_rows(test_part: Loader) -> Non
             parameter.fill_(torch.nan)
     with pytest.raises(UserError, match=r"the weights have diverged; lower train\.lr or train\.table_lr"):
         predict(objective, test_part)
-
-
-def test_a_report_of_each_network() -> None:
-    label, group = np.array([0, 1, 0, 1]), ["a", "a", "b", "b"]
-    predictions = {"light": np.array([0.1, 0.9, 0.8, 0.2]), "booster": np.array([0.1, 0.2, 0.3, 0.4])}
-    weight = np.array([1.0, 1.0, 3.0, 3.0])
-    reports = evaluate(predictions, label, group, weight)
-    assert {role: report.gauc for role, report in reports.items()} == {"light": 0.25, "booster": 1.0}
-    assert reports["light"] == evaluate_scores(label, predictions["light"], group, weight)
-    assert evaluate(predictions, label, group)["light"].gauc == 0.5

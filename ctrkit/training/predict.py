@@ -1,7 +1,4 @@
-"""Predictions of a trained objective on a part of the log, and their metrics."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Predictions of a trained objective on a part of the log."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +6,6 @@ import torch
 
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
-from ctrkit.metrics.report import Report, evaluate_scores
 from ctrkit.objectives.objective import Objective
 
 
@@ -38,16 +34,6 @@ def predict(
     if any(np.isnan(logit).any() for logit in logits.values()):  # no value of a prepared log is
         raise UserError("a logit is not a number: the weights have diverged; lower train.lr or train.table_lr")
     return {role: _sigmoid(logit) for role, logit in logits.items()}
-
-
-def evaluate(
-    predictions: Mapping[str, npt.NDArray[np.float64]],
-    label: npt.NDArray[Any],
-    group: Any,
-    weight: npt.NDArray[Any] | None = None,
-) -> dict[str, Report]:
-    """The report of each set of predictions."""
-    return {role: evaluate_scores(label, probability, group, weight) for role, probability in predictions.items()}
 
 
 def _sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
