@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
+from ctrkit.metrics.inputs import is_missing, unmasked
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,17 @@ def group_codes(groups: Any, name: str = "groups") -> Grouping:
     """Codes of group keys: integers, strings, bytes, bool, dates, objects; numpy, pandas, Arrow, polars.
 
     Integers keep their own values, so they cost no pass. Strings are numbered by Arrow where it is installed.
-    Raises UserError for missing keys (count and first row), for floats, in which large ids merge, and for a column
-    that is not one-dimensional.
+    Raises UserError for missing keys (count and first row), for floats, in which large ids merge, for keys that cannot
+    be compared, such as lists, and for a column that is not one-dimensional.
     """
+    groups = unmasked(groups)
     column = getattr(groups, "array", groups)  # what a pandas Series holds
     if hasattr(column, "categories") and hasattr(column, "codes"):  # a pandas Categorical is numbered already
-        _refuse_missing(np.asarray(column.codes) < 0, name)
-        return _numbered(np.asarray(column.codes), np.asarray(column.categories))
-    arrow = arrow_column(groups)
+        codes, categories = np.asarray(column.codes), np.asarray(column.categories)
+        _refuse_missing(codes < 0, name)
+        _refuse_floats(categories.dtype.kind == "f", name)
+        return _numbered(codes, categories)
+    arrow = arrow_column(groups, name)
     if arrow is not None:
         return _from_arrow(arrow, name)
     if isinstance(groups, list | tuple):  # numpy would make [1, "1"] one type and one user
@@ -79,13 +83,12 @@ def _is_arrow(groups: Any) -> bool:
     ):
         return False
     dtype = getattr(groups, "dtype", None)
-    return not (isinstance(dtype, np.dtype))
+    return not (isinstance(dtype, np.dtype) or str(dtype) == "Object")  # polars gives the addresses of its objects
 
 
 def _from_numpy(array: NDArray[Any], name: str) -> Grouping:
     kind = array.dtype.kind
-    if kind == "f":
-        raise UserError(f"{name}: keys are {array.dtype}, in which large ids merge; read them as integers or strings")
+    _refuse_floats(kind == "f", name)
     if kind == "b":
         array = array.view(np.uint8)
     elif kind in "mM":
@@ -96,7 +99,7 @@ def _from_numpy(array: NDArray[Any], name: str) -> Grouping:
     elif kind in "US":
         return _from_strings(array)
     elif kind not in "iu":
-        raise UserError(f"{name}: keys of type {array.dtype} cannot be grouped; give integers or strings")
+        raise _ungroupable(array.dtype, name)
     return _own_values(array)
 
 
@@ -112,44 +115,48 @@ def _numbered(codes: NDArray[Any], names: Any) -> Grouping:
 
 
 def _from_strings(array: NDArray[Any]) -> Grouping:
+    """Strings and bytes as keys of one width: taken for text, a key would end at its first NUL."""
     try:
         import pyarrow as pa
     except ImportError:
         return _numbered(*_unique(array))
-    encoded = pa.array(array).dictionary_encode()
-    return _numbered(encoded.indices.to_numpy(), encoded.dictionary)
+    raw = pa.py_buffer(np.ascontiguousarray(array).view(np.uint8))
+    encoded = pa.Array.from_buffers(pa.binary(array.dtype.itemsize), len(array), [None, raw]).dictionary_encode()
+    names = np.frombuffer(encoded.dictionary.buffers()[1] or b"", dtype=array.dtype, count=len(encoded.dictionary))
+    return _numbered(encoded.indices.to_numpy(), names)
 
 
 def _from_objects(array: NDArray[Any], name: str) -> Grouping:
     """Any hashable keys, equal as Python says; None and NaN (the keys that are not equal to themselves) are missing."""
     numbers: dict[Any, int] = {}
     number = numbers.setdefault
-    codes = np.fromiter((number(key, len(numbers)) for key in array), np.int64, len(array))
+    try:
+        codes = np.fromiter((number(key, len(numbers)) for key in array), np.int64, len(array))
+    except TypeError as error:
+        raise UserError(f"{name}: keys that cannot be grouped ({error}); give integers or strings") from error
     names = np.empty(len(numbers), dtype=object)
     names[:] = list(numbers)
     lost = np.array([is_missing(key) for key in names], dtype=np.bool_)
     if lost.any():
         _refuse_missing(lost[codes], name)
+    _refuse_floats(any(isinstance(key, float | np.floating) for key in names), name)
     return _numbered(codes, names)
 
 
-def is_missing(key: Any) -> bool:
-    """Whether a key is None, NaN, NaT or pandas.NA: the ones that are not equal to themselves, or do not say."""
-    try:
-        return key is None or bool(key != key)
-    except TypeError:
-        return True
-
-
-def arrow_column(groups: Any) -> Any:
-    """The column as Arrow's ChunkedArray, or None where `_is_arrow` is false."""
+def arrow_column(groups: Any, name: str) -> Any:
+    """The column as Arrow's ChunkedArray, extension types as what they store; None where `_is_arrow` is false."""
     if not _is_arrow(groups):
         return None
     import pyarrow as pa
 
-    if isinstance(groups, pa.ChunkedArray):
-        return groups
-    return pa.chunked_array(groups if hasattr(groups, "__arrow_c_stream__") else [pa.array(groups)])
+    try:
+        if not isinstance(groups, pa.ChunkedArray):
+            groups = pa.chunked_array(groups if hasattr(groups, "__arrow_c_stream__") else [pa.array(groups)])
+        if isinstance(groups.type, pa.BaseExtensionType):
+            groups = groups.cast(groups.type.storage_type)
+    except (pa.ArrowException, TypeError) as error:
+        raise _ungroupable(getattr(groups, "dtype", type(groups).__name__), name) from error
+    return groups
 
 
 def _from_arrow(column: Any, name: str) -> Grouping:
@@ -157,13 +164,17 @@ def _from_arrow(column: Any, name: str) -> Grouping:
 
     if column.null_count:
         _refuse_missing(column.is_null().to_numpy(), name)
-    if pa.types.is_floating(column.type):
-        return _from_numpy(np.empty(0, dtype=column.type.to_pandas_dtype()), name)
+    if not len(column):
+        return _own_values(np.empty(0, dtype=np.int64))
+    is_dictionary = pa.types.is_dictionary(column.type)
+    _refuse_floats(pa.types.is_floating(column.type.value_type if is_dictionary else column.type), name)
     if pa.types.is_integer(column.type):
         return _own_values(column.to_numpy())
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    return _from_dictionary(column.unify_dictionaries().combine_chunks(), name)
+    try:
+        encoded = column if is_dictionary else column.dictionary_encode()
+    except pa.ArrowNotImplementedError as error:
+        raise _ungroupable(column.type, name) from error
+    return _from_dictionary(encoded.unify_dictionaries().combine_chunks(), name)
 
 
 def _from_dictionary(array: Any, name: str) -> Grouping:
@@ -191,6 +202,15 @@ def _renumber(array: NDArray[Any]) -> Grouping:
 def _unique(array: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
     names, codes = np.unique(array, return_inverse=True)
     return codes, names
+
+
+def _ungroupable(kind: Any, name: str) -> UserError:
+    return UserError(f"{name}: keys of type {kind} cannot be grouped; give integers or strings")
+
+
+def _refuse_floats(floats: bool, name: str) -> None:
+    if floats:
+        raise UserError(f"{name}: keys are floats, in which large ids merge; read them as integers or strings")
 
 
 def _refuse_missing(missing: NDArray[np.bool_], name: str) -> None:

@@ -181,7 +181,8 @@ class ScoreSums:
 
     def auc(self) -> float:
         """Area under the ROC curve, a tie half won; nan if the rows are of one class."""
-        return ratio(self._won, 2 * self._clicks * self._others)
+        pairs = 2 * self._clicks * self._others
+        return ratio(min(self._won, pairs), pairs)  # running sums of weights round
 
     def curve(self) -> ReliabilityCurve:
         """The bins that hold rows."""

@@ -29,9 +29,9 @@ def shard_of_groups(groups: Any, shards: int) -> NDArray[np.int64]:
 
 
 def _hash(key: Any) -> int:
-    if isinstance(key, int):
-        return key & _MASK
-    return zlib.crc32(key if isinstance(key, bytes) else str(key).encode())
+    if isinstance(key, int | np.integer):
+        return int(key) & _MASK
+    return zlib.crc32(key if isinstance(key, bytes) else str(key).encode(errors="surrogatepass"))
 
 
 def _mixed(key: NDArray[np.uint64]) -> NDArray[np.uint64]:

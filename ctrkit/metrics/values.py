@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.metrics.grouping import arrow_column, group_codes, is_missing
+from ctrkit.metrics.grouping import arrow_column, group_codes
+from ctrkit.metrics.inputs import is_missing, unmasked
 
 Numbers = NDArray[np.int64]
 
@@ -17,11 +18,12 @@ def distinct_values(column: Any, name: str = "column") -> tuple[Numbers, list[An
     Columns of any type: numpy, pandas, Arrow, lists; None, null, NaN and NaT are missing. A value may have two numbers.
     Raises UserError for values that cannot be told apart, such as lists.
     """
+    column = unmasked(column)
     inner = getattr(column, "array", column)  # what a pandas Series holds
     if hasattr(inner, "categories") and hasattr(inner, "codes"):
         values = [*np.asarray(inner.categories).tolist(), None]
         return np.asarray(inner.codes).astype(np.int64) % len(values), values  # -1, missing, is the last one
-    arrow = arrow_column(column)
+    arrow = arrow_column(column, name)
     if arrow is not None:
         return _of_arrow(arrow, name)
     if isinstance(column, list | tuple):  # numpy would make [1, "1"] one type and one value
@@ -67,12 +69,12 @@ def _of_arrow(column: Any, name: str) -> tuple[Numbers, list[Any]]:
     import pyarrow as pa
 
     try:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        encoded = column.dictionary_encode(null_encoding="encode").combine_chunks()
-        values = encoded.dictionary.to_pylist()
-        return encoded.indices.to_numpy().astype(np.int64), [None if is_missing(value) else value for value in values]
-    except (pa.ArrowException, TypeError) as error:
+        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        encoded = encoded.unify_dictionaries().combine_chunks()
+        values = [*encoded.dictionary.to_pylist(), None]
+        number = encoded.indices.fill_null(len(values) - 1).to_numpy().astype(np.int64)
+        return number, [None if is_missing(value) else value for value in values]
+    except (pa.ArrowException, TypeError, ValueError) as error:
         raise UserError(
             f"{name}: values of type {column.type} cannot be told apart; give numbers or strings"
         ) from error

@@ -57,7 +57,8 @@ def weigh_pairs(clicks: BoolArray, scores: FloatArray, groups: Grouping, weight:
     click_rows = np.add.reduceat(clicks, starts, dtype=np.int64)
     sums = _sums_by_group(won, lost, np.searchsorted(tie_starts, starts))
     with np.errstate(invalid="ignore", divide="ignore"):
-        auc = np.where((click_rows > 0) & (click_rows < rows), sums[0] / (sums[1] * sums[2]), np.nan)
+        ratio = np.minimum(sums[0] / (sums[1] * sums[2]), 1.0)  # rounding may take it past 1
+        auc = np.where((click_rows > 0) & (click_rows < rows), ratio, np.nan)
     return WeightedPairs(groups.keys(member[starts]), rows, click_rows, sums[1] + sums[2], sums[1], auc)
 
 

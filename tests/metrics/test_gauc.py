@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from ctrkit.errors import UserError
-from ctrkit.metrics import Coverage, GAUCPartial, gauc, group_aucs, inputs
+from ctrkit.metrics import Coverage, GAUCPartial, auc, gauc, group_aucs, inputs
 from ctrkit.metrics.gauc import Weighting
 
 WEIGHTINGS: tuple[Weighting, ...] = ("impressions", "clicks", "uniform")
@@ -257,11 +257,50 @@ def test_ties_across_steps_of_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gauc(y, score, users) == expected
 
 
+@pytest.mark.parametrize("kind", ["S", "U"])
+def test_keys_that_agree_up_to_a_nul_are_told_apart(kind: str) -> None:
+    """Digests hold zero bytes."""
+    keys = np.array([b"a\0b", b"a\0b", b"a\0c", b"a\0c"] if kind == "S" else ["\0b", "\0b", "\0c", "\0c"])
+    assert keys.dtype.kind == kind
+    result = group_aucs([0, 1, 1, 0], [0.1, 0.4, 0.2, 0.3], keys)
+    assert sorted(zip(result.groups.tolist(), result.auc.tolist(), strict=True)) == [(keys[0], 1.0), (keys[2], 0.0)]
+
+
+def test_keys_that_few_libraries_can_write() -> None:
+    y, score = [0, 1, 1, 0], [0.1, 0.4, 0.2, 0.3]
+    for keys in (
+        np.array(["\ud800", "\ud800", "\udfff", "\udfff"]),
+        pa.array([b"0" * 16] * 2 + [b"1" * 16] * 2, pa.uuid()),
+        pa.array(["a", "a", "b", "b"]).cast(pa.string_view()),
+        np.ma.array([1, 1, 2, 2], mask=False),
+    ):
+        assert gauc(y, score, keys).coverage.groups_kept == 2
+    assert gauc([], [], pa.array([], pa.null())).coverage == Coverage()
+
+
+def test_keys_of_polars() -> None:
+    pl = pytest.importorskip("polars")
+    y, score = [0, 1, 1, 0], [0.1, 0.4, 0.2, 0.3]
+    objects = [("a", int(i)) for i in "1122"]  # to Arrow, polars gives their addresses
+    for keys in (pl.Series(objects, dtype=pl.Object), pl.Series(list("aabb"), dtype=pl.Categorical)):
+        assert gauc(y, score, keys).coverage.groups_kept == 2
+    with pytest.raises(UserError, match="cannot be grouped"):
+        gauc(y, score, pl.Series([1, 1, 2, 2], dtype=pl.Int128))
+
+
 def test_no_user_with_both_classes_is_nan_and_counted() -> None:
     result = gauc([1, 1, 0], [0.1, 0.2, 0.3], ["a", "a", "b"])
     assert np.isnan(result.value)
     assert result.coverage == Coverage(groups_left_out=2, impressions_left_out=3, clicks_left_out=2)
     assert np.isnan(gauc([], [], []).value)
+
+
+def test_no_rounding_takes_a_weighted_auc_past_one() -> None:
+    weight = np.exp(np.random.default_rng(0).normal(size=(300, 6)) * 8)
+    y, score = [1, 0, 1, 0, 1, 0], [0.9, 0.1, 0.8, 0.2, 0.7, 0.3]
+    for row in weight:
+        for value in (gauc(y, score, [1] * 6, sample_weight=row).value, auc(y, score, sample_weight=row)):
+            assert 1 - 1e-14 < value <= 1.0
 
 
 def test_zero_weights_leave_rows_out() -> None:
@@ -279,8 +318,8 @@ def test_zero_weights_leave_rows_out() -> None:
         ({"y_true": [0, 1, np.nan, 1]}, r"y_true: labels outside \{0, 1\}: 1 of 4 rows, the first is row 2 \(nan\)"),
         ({"y_true": pa.array([0, 1, None, 1])}, r"labels outside \{0, 1\}: 1 of 4 rows, the first is row 2"),
         ({"y_true": ["no", "yes", "no", "no"]}, "y_true: .* not all numbers"),
-        ({"y_score": [0.1, np.nan, np.inf, 0.2]}, r"y_score: NaN or infinite scores: 2 of 4 rows, the first is row 1"),
-        ({"y_score": [0.1, 0.2, 0.3, -np.inf]}, r"NaN or infinite scores: 1 of 4 rows, the first is row 3 \(-inf\)"),
+        ({"y_score": [0.1, np.nan, np.inf, 0.2]}, r"y_score: NaN or infinite values: 2 of 4 rows, the first is row 1"),
+        ({"y_score": [0.1, 0.2, 0.3, -np.inf]}, r"NaN or infinite values: 1 of 4 rows, the first is row 3 \(-inf\)"),
         ({"y_score": pd.array([0.1, None, 0.2, 0.3], dtype="Float64")}, "1 of 4 rows, the first is row 1"),
         ({"y_score": np.array([1, 2**53 + 1, 3, 4])}, "float64 cannot hold"),
         ({"y_score": [0.1, 0.2]}, "y_score has 2 rows, y_true has 4"),
@@ -297,8 +336,30 @@ def test_zero_weights_leave_rows_out() -> None:
             "first in row 1",
         ),
         ({"groups": np.ones((4, 1), dtype=int)}, "one dimension"),
+        ({"groups": None}, "groups is a NoneType; give a column"),
+        ({"groups": [1.0, 1.0, 2.0, 2.0]}, "in which large ids merge"),
+        ({"groups": pd.Categorical([1.0, 1.0, 2.0, 2.0])}, "in which large ids merge"),
+        ({"groups": pa.array([1.0, 1.0, np.nan, np.nan]).dictionary_encode()}, "in which large ids merge"),
+        ({"groups": pa.array([[1], [1], [2], [2]])}, r"keys of type list<item: int64> cannot be grouped"),
+        ({"groups": pd.DataFrame({"user": [1, 1, 2, 2]})}, "cannot be grouped"),
+        ({"groups": [[1], [1], [2], [2]]}, "keys that cannot be grouped .*unhashable"),
+        (
+            {"groups": np.ma.array([1, 1, 2, 2], mask=[False, False, True, True])},
+            "2 of 4 keys are missing, the first in row 2",
+        ),
+        (
+            {"y_score": np.ma.array([0.1, 0.2, 0.3, 0.4], mask=[False, True, False, False])},
+            "1 of 4 rows, the first is row 1",
+        ),
+        ({"y_true": np.ma.array([0, 1, 0, 1], mask=[False, False, True, False])}, "1 of 4 rows, the first is row 2"),
+        ({"y_score": [2**70, 2**70 + 1, 0, 1]}, "y_score: .* that float64 cannot hold"),
+        ({"y_score": [2**2000, 1, 2, 3]}, "y_score: .* not all numbers"),
+        ({"y_score": np.array([1, 2, 3, 4], dtype="M8[ns]")}, r"y_score: datetime64\[ns\] values are no numbers"),
+        ({"sample_weight": [1, np.nan, 1, 1]}, "sample_weight: NaN or infinite values: 1 of 4 rows"),
+        ({"sample_weight": [1, 1e200, 1, 1]}, r"sample_weight: .*1 of 4 rows, the first is row 1 \(1e\+200\)"),
+        ({"sample_weight": [1, 1e-200, 1, 1]}, r"sample_weight: .*1 of 4 rows, the first is row 1 \(1e-200\)"),
         ({"groups": np.ones(4, dtype=complex)}, "cannot be grouped"),
-        ({"sample_weight": [1, -1, 1, 1]}, "sample_weight: negative weights: 1 of 4 rows, the first is row 1"),
+        ({"sample_weight": [1, -1, 1, 1]}, r"sample_weight: .*1 of 4 rows, the first is row 1 \(-1.0\)"),
         ({"sample_weight": [1, 1]}, "sample_weight has 2 rows"),
         ({"weighting": "rows"}, "weighting 'rows' is not one of impressions, clicks, uniform"),
     ],

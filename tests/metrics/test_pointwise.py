@@ -166,7 +166,7 @@ def test_debias_inverts_negative_down_sampling() -> None:
             [0.1, 1.2],
             r"probability: values outside \[0, 1\]: 1 of 2 rows, the first is row 1 \(1.2\); .* logits",
         ),
-        ([0, 1], [np.nan, 0.5], "probability: NaN or infinite scores: 1 of 2 rows, the first is row 0"),
+        ([0, 1], [np.nan, 0.5], "probability: NaN or infinite values: 1 of 2 rows, the first is row 0"),
         ([0, 3], [0.5, 0.5], "labels outside"),
         ([0, 1], [0.5], "probability has 1 rows, y_true has 2"),
     ],

@@ -5,6 +5,7 @@ import pytest
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import METRICS, Coverage, auc, ece, evaluate_scores, gauc, log_loss, normalized_entropy, pcoc
+from ctrkit.metrics.inputs import WEIGHTS
 
 RNG = np.random.default_rng(9)
 USERS = RNG.integers(0, 30, 500)
@@ -68,7 +69,16 @@ def test_direction_of_every_metric() -> None:
         assert (better[name] > worse[name]) is larger_is_better
 
 
-def test_weights_so_small_that_a_ratio_overflows() -> None:
-    report = evaluate_scores([1, 0], [0.5, 0.5], None, [5e-324, 1.0])
-    assert report.pcoc is None
-    assert report.log_loss == pytest.approx(np.log(2))
+@pytest.mark.parametrize("scale", WEIGHTS)
+def test_weights_as_small_and_as_large_as_they_may_be(scale: float) -> None:
+    """Weights of another unit change nothing but the last digits."""
+    weight = np.random.default_rng(1).integers(1, 5, len(Y)).astype(float)
+    found = evaluate_scores(Y, P, USERS, weight * np.clip(scale, 1e-100, 1e100 / 4)).as_dict()
+    for name, value in evaluate_scores(Y, P, USERS, weight).as_dict().items():
+        assert found[name] == (value if name == "coverage" else pytest.approx(value, rel=1e-12)), name
+
+
+def test_one_weight_against_all_others() -> None:
+    report = evaluate_scores([1, 0, 0], [0.5, 0.25, 0.75], ["a"] * 3, [1e-100, 1.0, 1e100])
+    assert report.gauc == report.auc == pytest.approx(1e-100)
+    assert report.pcoc == pytest.approx(0.75e200)

@@ -18,7 +18,12 @@ from ctrkit.metrics import ReportPartial, evaluate_scores
 from ctrkit.metrics.score_table import ScoreSums, ScoreTable
 
 PROBABILITIES = [st.floats(0, 1), st.sampled_from([0.0, 0.1, 0.25, 0.7, 1.0]), st.floats(0, 1, width=32)]
-WEIGHTS = [st.none(), st.floats(0, 9), st.sampled_from([0.1, 0.2, 0.3, 0.7]), st.integers(0, 3).map(float)]
+WEIGHTS = [
+    st.none(),
+    st.just(0.0) | st.floats(1e-100, 9),
+    st.sampled_from([0.1, 0.2, 0.3, 0.7]),
+    st.integers(0, 3).map(float),
+]
 
 
 @st.composite

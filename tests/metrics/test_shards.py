@@ -29,6 +29,9 @@ def test_equal_keys_of_any_type_share_a_shard() -> None:
         pa.array(text).dictionary_encode(),
     ):
         assert np.array_equal(shard_of_groups(alike, 7), strings)
+    objects = np.array([np.int64(key) for key in KEYS], dtype=object)
+    assert np.array_equal(shard_of_groups(objects, 7), ints)
+    assert shard_of_groups(["\ud800", "\ud800"], 7).tolist() == shard_of_groups(np.array(["\ud800"] * 2), 7).tolist()
     large = np.array([2**64 - 1, 2**63], dtype=np.uint64)
     assert np.array_equal(shard_of_groups(large, 1000), shard_of_groups(large.tolist(), 1000))
 

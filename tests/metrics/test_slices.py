@@ -76,6 +76,13 @@ MISSING: dict[str, Any] = {
     "Arrow": pa.array(["a", None, "b", None]),
     "Arrow floats": pa.array([0.5, None, 1.5, float("nan")]),
     "Arrow dictionary": pa.array(["a", None, "b", None]).dictionary_encode(),
+    "masked": np.ma.array([1, 0, 2, 0], mask=[False, True, False, True]),
+    "bytes with a NUL": pd.Series([b"\0a", None, b"\0b", None]),
+    "string views": pa.array(["a", None, "b", None]).cast(pa.string_view()),
+    "dictionary of string views": pa.DictionaryArray.from_arrays(
+        pa.array([0, None, 1, None], pa.uint32()), pa.array(["a", "b"]).cast(pa.string_view())
+    ),
+    "Arrow dictionary that names null": pa.DictionaryArray.from_arrays([0, 1, 2, 1], ["a", None, "b"]),
     "Arrow decimals": pa.array([Decimal("1.5"), None, Decimal("2.5"), None]),
     "chunks": pa.chunked_array([pa.array(["a", None]), pa.array(["b", None])]),
     "chunks of dictionaries": pa.chunked_array(
