@@ -48,7 +48,7 @@ class Comparison:
         """What can be said at the level of the interval, the number of variants allowed for."""
         if math.isnan(self.p_holm):
             return "undefined"
-        if self.p_holm >= 1 - self.difference.level:
+        if self.p_holm > 1 - self.difference.level:
             return "undecided"
         return "better" if (self.difference.difference > 0) is METRICS[self.difference.metric] else "worse"
 

@@ -41,13 +41,15 @@ from ctrkit.metrics.gauc import Weighting
 from ctrkit.metrics.resampling import COMPARABLE, UserSums, read_users, user_statistics
 
 _STEP = 16  # resamples drawn at a time, so that memory does not grow with their number
+_RANGE = {"gauc": (0.0, 1.0), "auc": (0.0, 1.0), "log_loss": (0.0, math.inf)}  # Student's t reaches beyond
 
 
 @dataclass(frozen=True)
 class Interval:
     """A metric of one model, and the interval of its value over resampled users.
 
-    low, high: nan if there are less than two users that the metric looks at (for GAUC, those of both classes).
+    low, high: nan if there are less than two users that the metric looks at (for GAUC, those of both classes); never
+    beyond the values that the metric can have.
     resamples: those that define the metric (one without a click has no AUC).
     """
 
@@ -65,8 +67,9 @@ class Interval:
 class Difference:
     """A metric of two models on one log: difference = b - a, its interval and two-sided p-value.
 
-    p_value: twice the smaller share of resamples on one side of 0, each share (count + 1) / (resamples + 1): below
-    1 - level just when the interval leaves 0 out; nan when the interval is. runs: pairs of runs; users: users drawn.
+    p_value: twice the smaller share of resamples on one side of 0, each share (count + 1) / (resamples + 1): at most
+    1 - level just when the interval leaves 0 out; nan when the interval is. Of less than 2 / (1 - level) resamples the
+    interval is between the outermost, and no p-value is that small. runs: pairs of runs; users: users drawn.
     """
 
     metric: str
@@ -121,8 +124,9 @@ def paired_bootstrap(
     for metric, values in resampled.items():
         of_a, of_b = (float(values.whole[runs].mean()) for runs in a_then_b)
         drawn = (values.runs(a_then_b[1]) - values.runs(a_then_b[0])).spread(seed)
-        low, high = _percentiles(drawn, level) if values.counted > 1 else (math.nan, math.nan)
-        p = _two_sided(drawn) if values.counted > 1 else math.nan
+        smallest, largest = _RANGE[metric]
+        low, high = values.interval(drawn, level, (smallest - largest, largest - smallest))
+        p = two_sided(drawn) if values.counted > 1 else math.nan
         differences[metric] = Difference(
             metric, of_a, of_b, of_b - of_a, low, high, p, level, values.users, count, len(drawn)
         )
@@ -146,7 +150,7 @@ def bootstrap_intervals(
     intervals = {}
     for metric, values in _resample(y_true, runs, groups, metrics, weighting, resamples, seed).items():
         drawn = values.spread(seed)
-        low, high = _percentiles(drawn, level) if values.counted > 1 else (math.nan, math.nan)
+        low, high = values.interval(drawn, level, _RANGE[metric])
         value = float(values.whole.mean())
         intervals[metric] = Interval(metric, value, low, high, level, values.users, len(runs), len(drawn))
     return intervals
@@ -210,6 +214,13 @@ class _Resampled:
         whole, drawn = self.whole - other.whole, self.drawn - other.drawn
         return _Resampled(whole, drawn, self.influence - other.influence, self.counted)
 
+    def interval(self, drawn: NDArray[np.float64], level: float, bounds: tuple[float, float]) -> tuple[float, float]:
+        """The interval of draws [resamples] of the mean over runs, within the bounds."""
+        if self.counted < 2:
+            return math.nan, math.nan
+        low, high = percentiles(drawn, level)
+        return max(low, bounds[0]), min(high, bounds[1])
+
     def spread(self, seed: int) -> NDArray[np.float64]:
         """Draws [resamples] of the mean over runs that percentiles can be read off, undefined ones left out."""
         value, runs = self.whole.mean(), len(self.whole)
@@ -271,15 +282,18 @@ def _check_level(level: float) -> None:
         raise UserError(f"level is {level}; give the interval's coverage, in (0, 1)")
 
 
-def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+def percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The interval of draws [resamples], between two of them, so that it leaves 0 out just when the p-value says so."""
     if not drawn.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        return math.nan, math.nan
+    beyond = max(1, int((1 - level) / 2 * (len(drawn) + 1)))
+    ordered = np.sort(drawn)
+    return float(ordered[beyond - 1]), float(ordered[-beyond])
 
 
-def _two_sided(drawn: NDArray[np.float64]) -> float:
+def two_sided(drawn: NDArray[np.float64]) -> float:
+    """The p-value of draws [resamples] of a difference, see `Difference`."""
     if not drawn.size:
-        return float("nan")
+        return math.nan
     side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return min(1.0, 2 * (side + 1) / (len(drawn) + 1))

@@ -132,7 +132,8 @@ class UserSums:
             values["gauc"], values["log_loss"] = gauc / weight, loss / rows
             if "auc" in names:
                 linear = self.all_wins + wins - self.linear[:, -self.runs :].sum(axis=0)
-                values["auc"] = (linear + self._quadratic(drawn)) / (clicks * (rows - clicks))
+                pairs = clicks * (rows - clicks)
+                values["auc"] = np.where(pairs > 0, linear + self._quadratic(drawn), np.nan) / pairs
         return np.stack([values[name] for name in names])
 
     def influence(self, whole: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:

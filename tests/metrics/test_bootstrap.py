@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
 from ctrkit.metrics import auc, bootstrap_intervals, gauc, holm, log_loss, paired_bootstrap
-from ctrkit.metrics.bootstrap import degrees_of_freedom, multiplicities
+from ctrkit.metrics.bootstrap import degrees_of_freedom, multiplicities, percentiles, two_sided
 from ctrkit.metrics.resampling import COMPARABLE, UserSums, read_users, user_statistics
 
 Log = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
@@ -220,6 +220,39 @@ def test_resamples_without_a_click_are_counted_out() -> None:
     nothing = bootstrap_intervals([0, 0], [0.1, 0.2], ["a", "b"], resamples=10)["auc"]
     assert nothing.resamples == 0
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
+
+
+def test_intervals_stay_where_their_metric_is() -> None:
+    """Three clicks of 1,000 users: Student's t reaches far."""
+    rng = np.random.default_rng(0)
+    user, y, a, b = np.arange(4000) // 4, np.zeros(4000), rng.random(4000), rng.random(4000)
+    y[[5, 99, 1200]] = 1
+    for each in bootstrap_intervals(y, a, user, resamples=500).values():
+        assert 0 <= each.low < each.value < each.high <= (np.inf if each.metric == "log_loss" else 1)
+    gauc_difference = paired_bootstrap(y, a, b, user, resamples=500)["gauc"]
+    assert (gauc_difference.low, gauc_difference.high) == (-1, 1)
+    sure = np.full(20, 0.001)
+    assert bootstrap_intervals(np.arange(20) < 1, sure, np.arange(20), resamples=500)["log_loss"].low == 0
+
+
+def test_undefined_resamples_of_many_scores_are_counted_out() -> None:
+    """With more scores than bins a sum of no pairs is not quite 0: it must not make an infinite AUC."""
+    y, user, rng = np.arange(200) < 100, np.arange(200) // 100, np.random.default_rng(0)
+    found = paired_bootstrap(y, rng.random(200), rng.random(200), user, resamples=400)["auc"]
+    assert found.resamples == pytest.approx(200, rel=0.15)
+    assert np.isfinite([found.low, found.high]).all()
+
+
+@pytest.mark.parametrize("resamples", [39, 50, 400, 1999, 2000])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_interval_and_p_value_say_the_same(resamples: int, level: float) -> None:
+    """Of draws that come ever nearer to 0, from above and from below."""
+    for at in range(resamples // 15):
+        drawn = np.random.default_rng(at).permutation(np.arange(resamples) - at + 0.5)
+        low, high = percentiles(drawn, level)
+        assert percentiles(-drawn, level) == (-high, -low)
+        if resamples > 2 / (1 - level):  # or no p-value is small enough
+            assert (low > 0) is (two_sided(drawn) <= 1 - level)
 
 
 def test_one_user_has_no_interval() -> None:
