@@ -52,6 +52,8 @@ class Wanted:
             raise UserError(f"{path}: --slice {USER_ACTIVITY} needs a group column; name it with --group")
         if self.resamples and not has_groups:
             raise UserError(f"{path}: intervals draw users, and there is no group column; name it with --group")
+        if self.resamples and not predictions.num_rows:
+            raise UserError(f"{path}: no rows; intervals draw users")
         if self.resamples and predictions.weight is not None:
             raise UserError(f"{path}: intervals take no weights; leave out --weight or --intervals")
         if self.negative_rate is not None:

@@ -14,6 +14,7 @@ from ctrkit.data.locate import exists, filesystem_of, format_of
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.source import CHUNK_ROWS, ClickLog, open_log, require_columns
 from ctrkit.errors import UserError
+from ctrkit.metrics.inputs import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Predictions:
         `group` may be missing under its own name; any other name given must be there.
 
         Raises:
-            UserError: nothing lies there, a file is empty, damaged or no Parquet, or a column is not there.
+            UserError: nothing lies there, a file is empty, damaged or no Parquet, a column is not there or has two
+                roles, or the group is no key.
         """
         name = str(path)
         log = _open_parquet(name)
@@ -57,7 +59,9 @@ class Predictions:
             wanted[group] = "the group"
         for column, role in wanted.items():
             require_columns(log.schema, {column: f"{role} (--{role.split()[1]})"}, name)
-        return cls(name, label, score, group if group in wanted else None, weight, log)
+        opened = cls(name, label, score, group if wanted.get(group or "") == "the group" else None, weight, log)
+        opened._check_roles()
+        return opened
 
     @property
     def num_rows(self) -> int:
@@ -71,14 +75,15 @@ class Predictions:
 
     @property
     def roles(self) -> list[str]:
-        """Names of the label, the score, and the group and the weight if there are any, each once."""
+        """Names of the label, the score, and the group and the weight if there are any."""
         named = (self.label, self.score, self.group, self.weight)
-        return list(dict.fromkeys(name for name in named if name is not None))
+        return [name for name in named if name is not None]
 
     def batches(self, columns: Sequence[str] | None = None, rows: int = CHUNK_ROWS) -> Iterator[pa.RecordBatch]:
         """Read columns (those of `roles` by default) in the order of the files, at most `rows` rows at a time.
 
-        The label comes as bool, score and weight as float32 or float64, everything else as it is. Memory: a few batches
+        The label comes as bool, score and weight as float32 or float64, views of strings as strings, since Arrow takes
+        no rows of views, and everything else as it is. Memory: a few batches
         and the page that is being decoded, however long the files are.
 
         Raises:
@@ -97,6 +102,27 @@ class Predictions:
             return pa.Table.from_batches(batches)
         wanted = self.roles if columns is None else list(dict.fromkeys(columns))
         return pa.table({name: self._checked(pa.array([], self._type(name)), name, "", 0) for name in wanted})
+
+    def _check_roles(self) -> None:
+        named = ("label", self.label), ("score", self.score), ("weight", self.weight), ("group", self.group)
+        roles: dict[str, str] = {}
+        for role, column in named:
+            if column is None:
+                continue
+            if column in roles:
+                raise UserError(
+                    f"{self.path}: column '{column}' is named for the {roles[column]} and the {role}; "
+                    f"give --{role} another"
+                )
+            roles[column] = role
+        if self.group is not None:
+            kind = self._type(self.group)
+            stored = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if pa.types.is_floating(stored) or pa.types.is_nested(stored):
+                why = ", for large ids merge in floats" if pa.types.is_floating(stored) else ""
+                raise UserError(
+                    f"{self.path}: column '{self.group}' is {kind}; group by integers or strings{why} (--group)"
+                )
 
     def _type(self, name: str) -> pa.DataType:
         return self.log.schema.field(name).type
@@ -118,6 +144,8 @@ class Predictions:
 
     def _checked(self, column: pa.Array, name: str, file: str, first_row: int) -> pa.Array:
         """A column as its role wants it; `file` and `first_row` say where it comes from."""
+        if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+            column = column.cast(pa.large_string() if pa.types.is_string_view(column.type) else pa.large_binary())
         if name in (self.label, self.score, self.weight):
             column = _as_number(column, name, file)
         if name == self.label:
@@ -129,8 +157,10 @@ class Predictions:
             right = pc.and_(pc.greater_equal(column, 0.0), pc.less_equal(column, 1.0))
             _refuse(right, column, "a score is a probability in [0, 1]; is it a logit?", name, file, first_row)
         elif name == self.weight:
-            right = pc.and_(pc.greater_equal(column, 0.0), pc.is_finite(column))
-            _refuse(right, column, "a weight is 0 or more", name, file, first_row)
+            low, high = WEIGHTS
+            inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
+            what = f"a weight is 0, or {low:g} to {high:g}"
+            _refuse(pc.or_(pc.equal(column, 0.0), inside), column, what, name, file, first_row)
         elif name == self.group:
             what = "a group is a key; drop those rows or give them keys, since together they would count as one user"
             _refuse(column.is_valid(), column, what, name, file, first_row)

@@ -213,7 +213,9 @@ def _read(predictions: Predictions, columns: Columns) -> pa.Table:
 
 
 def _unique_key(key: pa.ChunkedArray, name: str, path: str) -> pa.ChunkedArray:
-    """The key column. Raises UserError if a key is missing or stands in several rows."""
+    """The key column. Raises UserError if a key is missing, stands in several rows or cannot be compared."""
+    if pa.types.is_nested(key.type):
+        raise UserError(f"{path}: column '{name}' is {key.type}; a key is a number or a string")
     if key.null_count:
         row = pc.index(key.is_null(), True).as_py()
         raise UserError(f"{path}: {key.null_count:,} values of --key {name} are missing, the first in row {row + 1:,}")

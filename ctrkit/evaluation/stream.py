@@ -102,7 +102,8 @@ def _beside(path: str) -> Path:
 
 def _cell(score: NDArray[Any]) -> NDArray[np.int64]:
     """The cell of each score in [0, 1]: a monotone code, 4096 cells for each power of two (12 of 23 fraction bits)."""
-    return (score.astype(np.float32).view(np.uint32) >> np.uint32(11)).astype(np.int64)
+    positive = score.astype(np.float32) + np.float32(0)  # -0.0 is 0.0
+    return (positive.view(np.uint32) >> np.uint32(11)).astype(np.int64)
 
 
 def _survey(predictions: Predictions, wanted: Wanted, partition_rows: int) -> _Survey:

@@ -173,6 +173,9 @@ def test_what_is_refused(capsys: Capture, path: Path, case: str) -> None:
 
 def test_what_needs_users(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet", TABLE.drop_columns(["group"])))
+    none = Predictions.open(write(tmp_path / "none.parquet", TABLE.slice(0, 0)))
+    with pytest.raises(UserError, match=r"none\.parquet: no rows; intervals draw users"):
+        evaluate_predictions(none, Wanted(resamples=5))
     for wanted, message in (
         (Wanted(("user_activity",)), "--slice user_activity needs a group column"),
         (Wanted(resamples=5), "there is no group column"),

@@ -112,7 +112,7 @@ def test_scores_keep_their_width(tmp_path: Path, kind: pa.DataType) -> None:
         ("probability", 3, float("nan"), r"row 4: column 'probability' is nan"),
         ("probability", 3, None, r"row 4: column 'probability' is missing"),
         ("group", 450, None, r"row 451: column 'group' is missing; .* one user"),
-        ("weight", 450, -1.0, r"row 451: column 'weight' is -1\.0; a weight is 0 or more"),
+        ("weight", 450, -1.0, r"row 451: column 'weight' is -1\.0; a weight is 0, or 1e-100 to 1e\+100"),
         ("weight", 450, float("inf"), r"row 451: column 'weight' is inf"),
     ],
 )
@@ -179,6 +179,38 @@ def test_columns_that_are_not_there(path: Path) -> None:
         Predictions.open(path, label="lable")
     with pytest.raises(UserError, match="did you mean 'position'"):
         Predictions.open(path).read(["positon"])
+
+
+@pytest.mark.parametrize("named", [{"score": "label"}, {"weight": "probability"}, {"group": "label"}])
+def test_a_column_of_two_roles(path: Path, named: dict[str, str]) -> None:
+    (role, column), *_ = named.items()
+    with pytest.raises(UserError, match=rf"p\.parquet: column '{column}' is named .* the {role}"):
+        Predictions.open(path, **named)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pa.array(np.arange(4.0)),
+        pa.array(np.arange(4, dtype=np.float16)),
+        pa.array(np.arange(4.0)).dictionary_encode(),
+        pa.array([[1]] * 4),
+        pa.array([{"id": 1}] * 4),
+    ],
+)
+def test_columns_that_are_no_keys(tmp_path: Path, keys: pa.Array) -> None:
+    pq.write_table(pa.table({"label": [0, 1] * 2, "probability": [0.5] * 4, "group": keys}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet: column 'group' is .*; group by integers or strings"):
+        Predictions.open(tmp_path / "p.parquet")
+
+
+def test_views_come_as_what_arrow_can_take_rows_of(tmp_path: Path) -> None:
+    views = {"group": pa.string_view(), "ad": pa.binary_view()}
+    columns = {name: pa.array(["a", "b"]).cast(kind) for name, kind in views.items()}
+    pq.write_table(pa.table({"label": [0, 1], "probability": [0.5, 0.5], **columns}), tmp_path / "p.parquet")
+    read = Predictions.open(tmp_path / "p.parquet").read(["group", "ad"])
+    assert read.schema.types == [pa.large_string(), pa.large_binary()]
+    assert read["group"].take(pa.array([1, 0])).to_pylist() == ["b", "a"]
 
 
 def test_file_of_no_rows(tmp_path: Path) -> None:

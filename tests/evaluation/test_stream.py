@@ -63,6 +63,15 @@ def test_equals_all_rows_in_memory(tmp_path: Path, weight: str | None, group: st
     assert list(tmp_path.iterdir()) == [tmp_path / "p.parquet"]
 
 
+def test_zeros_of_both_signs(tmp_path: Path) -> None:
+    content = table()
+    score = np.where(np.arange(ROWS) % 3 == 0, -0.0, content["probability"].to_numpy())
+    for kind in (np.float32, np.float64):
+        zeros = content.set_column(2, "probability", pa.array(score.astype(kind)))
+        predictions = Predictions.open(write(tmp_path / "p.parquet", zeros))
+        same(evaluate_stream(predictions, Wanted(), partition_rows=500), evaluate_predictions(predictions))
+
+
 def test_equals_evaluate_scores(tmp_path: Path) -> None:
     content = table()
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
@@ -78,6 +87,7 @@ def test_equals_evaluate_scores(tmp_path: Path) -> None:
         pa.array,
         lambda users: pa.array(users).dictionary_encode(),
         lambda users: pa.array(users).cast(pa.large_string()),
+        lambda users: pa.array(users).cast(pa.string_view()),
         lambda users: pa.array([key.encode() for key in users]),
         lambda users: pa.array([int(key[1:]) - 150 for key in users], pa.int16()),
         lambda users: pa.array([2**64 - 1 - int(key[1:]) for key in users], pa.uint64()),
