@@ -220,7 +220,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if not options.recipe.endswith(".toml"):
         if options.set or options.out:
             raise UserError(f"{options.recipe} is no recipe (.toml): --set and --out go with a recipe")
-        from ctrkit.evaluation.evaluate_command import evaluate_command
+        from ctrkit.evaluation.commands import evaluate_command
 
         return evaluate_command(options)
     asked = [f"--{name.replace('_', '-')}" for name in _OF_PREDICTIONS if getattr(options, name)]
@@ -236,7 +236,7 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    from ctrkit.evaluation.compare_command import compare_command
+    from ctrkit.evaluation.commands import compare_command
 
     return compare_command(options)
 

@@ -17,8 +17,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctrkit.errors import UserError
+from ctrkit.evaluation.evaluation import json_value
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
-from ctrkit.metrics import METRICS, Churn, Coverage, Difference, churn, group_aucs, holm, mean_churn, paired_bootstrap
+from ctrkit.metrics import (
+    METRICS,
+    Churn,
+    Coverage,
+    Difference,
+    churn,
+    group_aucs,
+    holm,
+    inputs,
+    mean_churn,
+    paired_bootstrap,
+)
 from ctrkit.metrics.gauc import Weighting
 from ctrkit.metrics.resampling import COMPARABLE
 
@@ -54,7 +66,7 @@ class Comparison:
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that would be seen in POWER of the logs of this size.
+        """The minimum detectable effect: the smallest difference that would be seen in POWER of the logs of this size.
 
         From half the interval's width h, taken as normal: h (z(1 - alpha / 2m) + z(POWER)) / z(1 - alpha / 2), with
         alpha = 1 - level and m variants, since Holm's correction first asks for alpha / m.
@@ -107,7 +119,7 @@ class CompareReport:
         content["churn"] = [
             {"a": each.a, "b": each.b, "pairs": each.pairs, **dataclasses.asdict(each.churn)} for each in self.churn
         ]
-        return {name: _json(value) for name, value in content.items()}
+        return {name: json_value(value) for name, value in content.items()}
 
 
 def compare_scores(
@@ -137,7 +149,7 @@ def compare_scores(
     Raises:
         UserError: what `paired_bootstrap` and `churn` raise; no variant; a variant of another number of runs.
     """
-    label, name, first = np.asarray(y_true), baseline[0], _as_runs(baseline[1])
+    label, name, first = inputs.labels(y_true), baseline[0], _as_runs(baseline[1])
     look(name, first)
     differences: dict[str, dict[str, Difference]] = {}
     churns = _own_churn(name, first, label, groups, top_k)
@@ -230,12 +242,3 @@ def _corrected(
         for metric in metrics:
             p, count = adjusted.get((variant, metric), (math.nan, 0))
             yield Comparison(baseline, variant, of[metric], p, count)
-
-
-def _json(value: Any) -> Any:
-    """The value with None for nan, also inside lists and dicts."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, list | tuple):
-        return [_json(each) for each in value]
-    return {name: _json(each) for name, each in value.items()} if isinstance(value, dict) else value

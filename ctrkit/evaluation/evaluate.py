@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluation import Evaluation, Rows, Wanted
+from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import Interval, bootstrap_intervals, field_calibration_error, reliability_curve, user_activity
@@ -24,7 +24,7 @@ ROWS_IN_MEMORY = 20_000_000
 
 def evaluate_predictions(
     predictions: Predictions,
-    wanted: Wanted | None = None,
+    config: EvalConfig | None = None,
     *,
     rows_in_memory: int = ROWS_IN_MEMORY,
     tmp: Path | None = None,
@@ -38,25 +38,25 @@ def evaluate_predictions(
         UserError: what reading `predictions` raises; a column that is not there; slices by user activity or intervals
             without users; intervals with weights, or of more rows than are read into memory; a full disk.
     """
-    wanted = wanted or Wanted()
-    wanted.check(predictions)
+    config = config or EvalConfig()
+    config.check(predictions)
     if predictions.num_rows <= rows_in_memory:
-        return _in_memory(predictions, wanted)
-    if wanted.resamples:
+        return _in_memory(predictions, config)
+    if config.resamples:
         raise UserError(
             f"{predictions.path}: intervals need all rows in memory, and {predictions.num_rows:,} are more than "
             f"{rows_in_memory:,}; raise --rows-in-memory (about 300 bytes a row), or keep the rows of fewer users"
         )
-    return evaluate_stream(predictions, wanted, tmp=tmp)
+    return evaluate_stream(predictions, config, tmp=tmp)
 
 
-def _in_memory(predictions: Predictions, wanted: Wanted) -> Evaluation:
-    table = predictions.read(wanted.columns(predictions))
-    rows = Rows.of(predictions, table, wanted)
+def _in_memory(predictions: Predictions, config: EvalConfig) -> Evaluation:
+    table = predictions.read(config.columns(predictions))
+    rows = Rows.of(predictions, table, config)
     if rows.users is not None:
         rows = replace(rows, users=group_codes(rows.users).numbers()[0])
-    parts = {name: _parts(predictions, table, rows, wanted, name) for name in wanted.slices}
-    resamples = wanted.resamples
+    parts = {name: _parts(predictions, table, rows, config, name) for name in config.slices}
+    resamples = config.resamples
     return Evaluation(
         report=rows.partial(scores=True).report(),
         curve=reliability_curve(rows.clicks, rows.probability, sample_weight=rows.weight),
@@ -66,7 +66,7 @@ def _in_memory(predictions: Predictions, wanted: Wanted) -> Evaluation:
         },
         fields={
             name: field_calibration_error(rows.clicks, rows.probability, table[name], rows.weight)
-            for name in wanted.fields
+            for name in config.fields
         },
         intervals=_intervals(rows, COMPARABLE, resamples) if resamples else {},
         slice_intervals={
@@ -79,12 +79,12 @@ def _in_memory(predictions: Predictions, wanted: Wanted) -> Evaluation:
 
 
 def _parts(
-    predictions: Predictions, table: pa.Table, rows: Rows, wanted: Wanted, name: str
+    predictions: Predictions, table: pa.Table, rows: Rows, config: EvalConfig, name: str
 ) -> dict[Any, NDArray[np.int64]]:
     """The rows of each value of a slice."""
-    if wanted.by_activity(predictions, name):
+    if config.by_activity(predictions, name):
         return slice_rows(user_activity(rows.users), name, None)
-    return slice_rows(table[name], name, wanted.max_values)
+    return slice_rows(table[name], name, config.max_values)
 
 
 def _intervals(rows: Rows, metrics: Sequence[str], resamples: int) -> dict[str, Interval]:

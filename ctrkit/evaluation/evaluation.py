@@ -29,7 +29,7 @@ USER_ACTIVITY = "user_activity"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvalConfig:
     """What to evaluate beside the report of all rows.
 
     slices: columns, or USER_ACTIVITY. fields: columns of which to give the calibration error. negative_rate: share of
@@ -56,8 +56,8 @@ class Wanted:
             raise UserError(f"{path}: no rows; intervals draw users")
         if self.resamples and predictions.weight is not None:
             raise UserError(f"{path}: intervals take no weights; leave out --weight or --intervals")
-        if self.negative_rate is not None:
-            debias_probability([], self.negative_rate)
+        if self.negative_rate is not None and not 0 < self.negative_rate <= 1:
+            raise UserError(f"--negative-rate {self.negative_rate:g}: give the share of non-clicks kept, in (0, 1]")
 
     def by_activity(self, predictions: Predictions, name: str) -> bool:
         """Whether a slice is the one by user activity."""
@@ -83,11 +83,11 @@ class Rows:
     weight: NDArray[np.float64] | None
 
     @classmethod
-    def of(cls, predictions: Predictions, columns: pa.Table | pa.RecordBatch, wanted: Wanted) -> "Rows":
+    def of(cls, predictions: Predictions, columns: pa.Table | pa.RecordBatch, config: EvalConfig) -> "Rows":
         """The rows of what `predictions` gave, de-biased if that is wanted."""
         return cls(
             clicks=np.asarray(columns[predictions.label]),
-            probability=wanted.debiased(columns[predictions.score].to_numpy()),
+            probability=config.debiased(columns[predictions.score].to_numpy()),
             users=None if predictions.group is None else columns[predictions.group],
             weight=None if predictions.weight is None else columns[predictions.weight].to_numpy(),
         )

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import CompareReport
-from ctrkit.evaluation.compare_text import NAMES
-from ctrkit.evaluation.evaluation import Evaluation, Rows, Wanted, json_value
+from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows, json_value
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.text import NAMES, value_label
 from ctrkit.metrics import METRICS, ReliabilityCurve, reliability_curve
 
 Floats = NDArray[np.float64]
@@ -28,7 +28,7 @@ _HALF = 40  # bins on either side of the one around 0
 
 
 def plot_evaluation(
-    evaluation: Evaluation, predictions: Predictions, wanted: Wanted, directory: Path, *, name: str | None = None
+    evaluation: Evaluation, predictions: Predictions, config: EvalConfig, directory: Path, *, name: str | None = None
 ) -> list[Path]:
     """Draw what `evaluate_predictions` found: reliability.svg, scores.svg, and gauc_by_SLICE.svg of each slice.
 
@@ -41,7 +41,7 @@ def plot_evaluation(
     models = [{"name": name or Path(predictions.path).stem, "runs": [curve_data(evaluation.curve)]}]
     drawn = [
         plots.save(directory, "reliability", plots.draw_reliability, {"rows": rows, "models": models}),
-        plots.save(directory, "scores", plots.draw_scores, score_data(predictions, wanted)),
+        plots.save(directory, "scores", plots.draw_scores, score_data(predictions, config)),
     ]
     for column in evaluation.slices:
         drawn.append(plots.save(directory, f"gauc_by_{column}", plots.draw_slices, slice_data(evaluation, column)))
@@ -56,7 +56,7 @@ def slice_data(evaluation: Evaluation, column: str) -> dict[str, Any]:
         interval = intervals.get(value)
         values.append(
             {
-                "value": "missing" if value is None else str(value),
+                "value": value_label(value),
                 "impressions": report.rows,
                 "gauc": report.gauc,
                 "low": None if interval is None else json_value(interval.low),
@@ -68,7 +68,7 @@ def slice_data(evaluation: Evaluation, column: str) -> dict[str, Any]:
     return {"rows": whole.rows, "slice": column, "gauc": whole.gauc, "level": level, "values": values}
 
 
-def score_data(predictions: Predictions, wanted: Wanted) -> dict[str, Any]:
+def score_data(predictions: Predictions, config: EvalConfig) -> dict[str, Any]:
     """The spread of the scores by label, as `draw_scores` takes it: by weight if there are weights.
 
     Reads the predictions batch by batch. The empty bins at both ends are left out.
@@ -76,7 +76,7 @@ def score_data(predictions: Predictions, wanted: Wanted) -> dict[str, Any]:
     bins = len(SCORE_EDGES) - 1
     mass = {True: np.zeros(bins), False: np.zeros(bins)}
     for batch in predictions.batches():
-        rows = Rows.of(predictions, batch, wanted)
+        rows = Rows.of(predictions, batch, config)
         place = np.clip(np.searchsorted(SCORE_EDGES, rows.probability, side="right") - 1, 0, bins - 1)
         for label, total in mass.items():
             which = rows.clicks == label

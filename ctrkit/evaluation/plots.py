@@ -6,6 +6,9 @@ colour-blind tell apart; marks and line styles differ as well. matplotlib is imp
 """
 
 import io
+import os
+import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +31,11 @@ Floats = NDArray[np.float64]
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKS = "osD^vPX"
+_NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "ctrkit",
+    "svg.fonttype": "none",  # text stays text: the reader's font has letters that DejaVu lacks
+    "text.parse_math": False,  # names may hold dollars
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
     "axes.titlesize": 9,
@@ -51,6 +57,13 @@ def require_matplotlib() -> None:
         raise UserError("pictures need matplotlib; install ctrkit[plots], or leave out --plots") from error
 
 
+def require_place(directory: Path) -> None:
+    """Raise UserError if the directory cannot be made or written: before anything that takes long."""
+    there = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{directory}: cannot be written; give --plots another folder")
+
+
 def save(directory: Path, name: str, draw: Callable[[Data], "Figure"], data: Data) -> Path:
     """Write NAME.svg and NAME.json into a directory, which is made if need be; returns the path of the picture.
 
@@ -58,11 +71,12 @@ def save(directory: Path, name: str, draw: Callable[[Data], "Figure"], data: Dat
     written.
     """
     name = quote(name, safe=" ")
-    with _style():
-        figure, picture = draw(data), io.BytesIO()
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure, picture = draw(data), io.StringIO()
         figure.savefig(picture, format="svg", metadata={"Date": None})
     with atomic_file(directory / f"{name}.svg") as file:
-        file.write(picture.getvalue())
+        file.write(_NO_XML.sub("�", picture.getvalue()).encode())
     write_json(directory / f"{name}.json", data)
     return directory / f"{name}.svg"
 
@@ -76,7 +90,7 @@ def draw_reliability(data: Data) -> "Figure":
         largest = 0.0
         for model, style in zip(data["models"], _styles(len(data["models"])), strict=True):
             for i, run in enumerate(model["runs"]):
-                axes.plot(run["predicted"], run["observed"], **style, label=model["name"] if i == 0 else None)
+                axes.plot(run["predicted"], run["observed"], **style, label=_short(model["name"]) if i == 0 else None)
                 largest = max([largest, *run["predicted"], *run["observed"]])
         axes.plot([0, largest], [0, largest], color="#777777", linewidth=0.8, label="calibrated", zorder=1)
         axes.set(xlabel="mean predicted probability of a bin", ylabel="click rate of the bin")
@@ -92,7 +106,7 @@ def draw_slices(data: Data) -> "Figure":
     """
     values = data["values"]
     level = f", {data['level']:.0%} intervals" if data["level"] is not None else ""
-    title = f"GAUC by {data['slice']}{level}; {data['rows']:,} impressions"
+    title = f"GAUC by {_short(data['slice'])}{level}; {data['rows']:,} impressions"
     with _axes(title, height=1.4 + 0.24 * len(values)) as (figure, axes):
         gauc, low, high = (_floats([value[name] for value in values]) for name in ("gauc", "low", "high"))
         places = np.arange(len(values))
@@ -101,8 +115,8 @@ def draw_slices(data: Data) -> "Figure":
         if data["gauc"] is not None:
             axes.axvline(data["gauc"], color=COLOURS[4], linestyle="--", linewidth=1, label="all impressions")
         figure.legend(loc="outside lower center", ncols=2)
-        axes.set(xlabel="GAUC (weighted by impressions)", ylabel=data["slice"], ylim=(len(values) - 0.5, -0.5))
-        axes.set_yticks(places, [f"{value['value']} ({value['impressions']:,})" for value in values])
+        axes.set(xlabel="GAUC (weighted by impressions)", ylabel=_short(data["slice"]), ylim=(len(values) - 0.5, -0.5))
+        axes.set_yticks(places, [f"{_short(value['value'])} ({value['impressions']:,})" for value in values])
         axes.grid(visible=False, axis="y")
     return figure
 
@@ -138,7 +152,7 @@ def draw_differences(data: Data) -> "Figure":
     count = len(metrics[0]["variants"])
     figure = Figure(figsize=(1.4 + 2.3 * len(metrics), 1.5 + 0.3 * count), layout="constrained")
     fields = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    title = f"Differences from {data['baseline']}, {data['level']:.0%} intervals"
+    title = f"Differences from {_short(data['baseline'])}, {data['level']:.0%} intervals"
     figure.suptitle(f"{title}; {data['rows']:,} impressions of {data['users']:,} users", fontsize=9)
     for axes, metric in zip(fields, metrics, strict=True):
         variants = metric["variants"]
@@ -154,7 +168,7 @@ def draw_differences(data: Data) -> "Figure":
         )
         axes.locator_params(axis="x", nbins=4)
         axes.grid(visible=False, axis="y")
-    fields[0].set_yticks(np.arange(count), [variant["name"] for variant in metrics[0]["variants"]])
+    fields[0].set_yticks(np.arange(count), [_short(variant["name"]) for variant in metrics[0]["variants"]])
     return figure
 
 
@@ -164,7 +178,8 @@ def draw_changes(data: Data) -> "Figure":
     data: rows; baseline; edges [bins + 1]; variants, each with name and share [bins] of the impressions. What lies
     beyond the edges counts in the outermost bins.
     """
-    with _axes(f"Change of the probability from {data['baseline']}, {data['rows']:,} impressions") as (figure, axes):
+    title = f"Change of the probability from {_short(data['baseline'])}, {data['rows']:,} impressions"
+    with _axes(title) as (figure, axes):
         for i, variant in enumerate(data["variants"]):
             axes.stairs(
                 _floats(variant["share"]),
@@ -172,7 +187,7 @@ def draw_changes(data: Data) -> "Figure":
                 color=COLOURS[i % len(COLOURS)],
                 linestyle=LINES[i % len(LINES)],
                 linewidth=1.4,
-                label=variant["name"],
+                label=_short(variant["name"]),
             )
         axes.axvline(0, color="#777777", linewidth=0.8)
         axes.set(xlabel="change of the predicted probability", ylabel="share of impressions", ylim=(0, None))
@@ -214,6 +229,11 @@ def _whiskers(axes: "Axes", low: Floats, high: Floats, places: NDArray[np.int64]
     """Horizontal intervals, where they are defined."""
     there = ~np.isnan(low)
     axes.hlines(places[there], low[there], high[there], color=COLOURS[0], linewidth=1.4)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the picture."""
+    return name if len(name) <= 40 else f"{name[:39]}…"
 
 
 def _floats(values: Sequence[float | None]) -> Floats:

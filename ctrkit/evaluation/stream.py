@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctrkit.evaluation.evaluation import Evaluation, Rows, Wanted
+from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.evaluation.spill import Spill, spill_directory
 from ctrkit.metrics import FieldPartial, ReportPartial, shard_of_groups
@@ -61,18 +61,18 @@ class _Survey:
 
 
 def evaluate_stream(
-    predictions: Predictions, wanted: Wanted, *, tmp: Path | None = None, partition_rows: int = PARTITION_ROWS
+    predictions: Predictions, config: EvalConfig, *, tmp: Path | None = None, partition_rows: int = PARTITION_ROWS
 ) -> Evaluation:
     """Judge predictions of any size in bounded memory; the result is that of all rows in memory.
 
     tmp: the folder that partitions are written below, and removed from; beside the predictions if None. No intervals.
     Raises UserError as reading `predictions` does, if `tmp` cannot be written, and if the disk is full.
     """
-    survey = _survey(predictions, wanted, partition_rows)
+    survey = _survey(predictions, config, partition_rows)
     with spill_directory(tmp or _beside(predictions.path)) as directory:
         by_user, by_score = (Spill(directory / name, survey.partitions) for name in ("users", "scores"))
         try:
-            fields = _spill_by_user(predictions, wanted, survey, by_user)
+            fields = _spill_by_user(predictions, config, survey, by_user)
             partials = _read_users(survey, by_user, by_score)
             partials.setdefault(_WHOLE, ReportPartial.of([], [], None if predictions.group is None else []))
             sums = _read_scores(survey, by_score, partials, partition_rows)
@@ -88,7 +88,7 @@ def evaluate_stream(
                 for code, key in enumerate(survey.slices[name].keys)
                 if (name, code) in partials
             }
-            for name in wanted.slices
+            for name in config.slices
         },
         fields={name: partial.calibration() for name, partial in fields.items()},
         partitions=survey.partitions,
@@ -106,12 +106,12 @@ def _cell(score: NDArray[Any]) -> NDArray[np.int64]:
     return (positive.view(np.uint32) >> np.uint32(11)).astype(np.int64)
 
 
-def _survey(predictions: Predictions, wanted: Wanted, partition_rows: int) -> _Survey:
-    columns = tuple(name for name in dict.fromkeys(wanted.slices) if not wanted.by_activity(predictions, name))
+def _survey(predictions: Predictions, config: EvalConfig, partition_rows: int) -> _Survey:
+    columns = tuple(name for name in dict.fromkeys(config.slices) if not config.by_activity(predictions, name))
     cells = np.zeros(int(_cell(np.ones(1))[0]) + 1, dtype=np.int64)
     values: dict[str, Counter[Any]] = {name: Counter() for name in columns}
     for batch in predictions.batches([predictions.score, *columns]):
-        cells += np.bincount(_cell(wanted.debiased(batch[predictions.score].to_numpy())), minlength=len(cells))
+        cells += np.bincount(_cell(config.debiased(batch[predictions.score].to_numpy())), minlength=len(cells))
         for name in columns:
             values[name].update(rows_of_values(*distinct_values(batch[name], name)))
     rows = int(cells.sum())
@@ -121,20 +121,20 @@ def _survey(predictions: Predictions, wanted: Wanted, partition_rows: int) -> _S
         partitions=partitions,
         range_of_cell=(np.cumsum(cells) - cells) * partitions // max(rows, 1),
         slices={
-            name: SliceValues.choose(values[name], wanted.max_values) if name in columns else deciles
-            for name in wanted.slices
+            name: SliceValues.choose(values[name], config.max_values) if name in columns else deciles
+            for name in config.slices
         },
         columns=columns,
     )
 
 
 def _spill_by_user(
-    predictions: Predictions, wanted: Wanted, survey: _Survey, by_user: Spill
+    predictions: Predictions, config: EvalConfig, survey: _Survey, by_user: Spill
 ) -> dict[str, FieldPartial]:
     """Put the rows into partitions by user (evenly if there are no users); returns the fields' sums."""
-    fields: dict[str, list[FieldPartial]] = {name: [] for name in wanted.fields}
-    for batch in predictions.batches(wanted.columns(predictions)):
-        rows = Rows.of(predictions, batch, wanted)
+    fields: dict[str, list[FieldPartial]] = {name: [] for name in config.fields}
+    for batch in predictions.batches(config.columns(predictions)):
+        rows = Rows.of(predictions, batch, config)
         for name, partials in fields.items():
             partials.append(FieldPartial.of(rows.clicks, rows.probability, batch[name], rows.weight))
             if len(partials) > _FIELD_PARTIALS:

@@ -102,7 +102,8 @@ def debias_probability(probability: ArrayLike, sampling_rate: float) -> NDArray[
     if not 0.0 < sampling_rate <= 1.0:
         raise UserError(f"sampling_rate is {sampling_rate}; it is the share of negatives kept, in (0, 1]")
     p = inputs.probabilities(probability)
-    return np.asarray(p / (p + (1.0 - p) / sampling_rate))
+    kept = p * sampling_rate  # the formula times w, which nothing overflows
+    return np.asarray(kept / (kept + (1.0 - p)))
 
 
 def _columns(

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
 from ctrkit.evaluation.compare import CompareReport, compare, compare_scores
-from ctrkit.evaluation.compare_text import aligned, report_text, sentences
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns, parse_models
+from ctrkit.evaluation.text import aligned, comparison_text, sentences, value_label
 from ctrkit.metrics import auc, churn, gauc, holm, log_loss, paired_bootstrap
 
 Array = NDArray[Any]
@@ -238,11 +238,11 @@ def test_one_variant_needs_no_correction_and_runs_are_counted(log: Log) -> None:
     assert ", p = 0.0" in text
     assert ", over 400 users and 3 runs each. AUC: better" in text
     assert "seed" not in text
-    assert "3 paired runs each" in report_text(report)
+    assert "3 paired runs each" in comparison_text(report)
 
 
 def test_table_holds_every_figure(report: CompareReport, log: Log) -> None:
-    text = report_text(report)
+    text = comparison_text(report)
     assert text.startswith(f"4,000 impressions, {log.y.sum():,} clicks, 400 users, {report.coverage.groups_kept:,} of")
     for each in report.comparisons:
         name = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}[each.difference.metric]
@@ -258,7 +258,7 @@ def test_small_differences_keep_two_digits(log: Log) -> None:
     (each,) = report.comparisons
     half = (each.difference.high - each.difference.low) / 2
     shown = f"{each.difference.low:+.12f}"[: 4 + math.ceil(-math.log10(half))]
-    assert shown[:-1] in report_text(report)
+    assert shown[:-1] in comparison_text(report)
 
 
 def test_json(report: CompareReport) -> None:
@@ -290,6 +290,21 @@ def test_what_the_log_does_not_define(log: Log) -> None:
     assert "there is only one user" in sentences(single)[0]
     nothing = compare_scores(np.zeros(4000), log.user, *pair, resamples=50, metrics=["auc"])
     assert "there are no clicks" in sentences(nothing)[0]
+
+
+def test_values_in_words() -> None:
+    shown = {
+        None: "missing",
+        "": "''",
+        "  ": "'  '",
+        3: "3",
+        "a\nb\x1b[31m": "a\\nb\\x1b[31m",
+        "日本": "日本",
+        "é": "é",
+    }
+    assert {value: value_label(value) for value in shown} == shown
+    assert value_label("x" * 60) == "x" * 60
+    assert value_label("x" * 61) == "x" * 59 + "…"
 
 
 def test_aligned() -> None:

@@ -13,7 +13,7 @@ import pytest
 from ctrkit.cli import main
 from ctrkit.errors import UserError
 from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import Wanted
+from ctrkit.evaluation.evaluation import EvalConfig
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.metrics import (
     Other,
@@ -57,8 +57,8 @@ def refused(capsys: Capture, *arguments: Any) -> str:
 
 
 def test_values_are_those_of_the_metrics(path: Path) -> None:
-    wanted = Wanted(("position", "device", "user_activity", "ad"), ("ad",), max_values=3)
-    found = evaluate_predictions(Predictions.open(path, weight="weight"), wanted)
+    config = EvalConfig(("position", "device", "user_activity", "ad"), ("ad",), max_values=3)
+    found = evaluate_predictions(Predictions.open(path, weight="weight"), config)
     assert found.report == evaluate_scores(Y, P, USERS, W)
     assert found.curve.ece == reliability_curve(Y, P, sample_weight=W).ece
     columns = {name: TABLE[name] for name in ("position", "device", "ad")}
@@ -70,7 +70,7 @@ def test_values_are_those_of_the_metrics(path: Path) -> None:
 
 
 def test_debiased_probabilities_are_judged(path: Path) -> None:
-    found = evaluate_predictions(Predictions.open(path), Wanted(("position",), ("ad",), negative_rate=0.25))
+    found = evaluate_predictions(Predictions.open(path), EvalConfig(("position",), ("ad",), negative_rate=0.25))
     q = debias_probability(P, 0.25)
     assert found.report == evaluate_scores(Y, q, USERS)
     assert found.slices == evaluate_slices(Y, q, USERS, {"position": TABLE["position"]})
@@ -80,7 +80,7 @@ def test_debiased_probabilities_are_judged(path: Path) -> None:
 
 
 def test_intervals_draw_users(path: Path) -> None:
-    found = evaluate_predictions(Predictions.open(path), Wanted(("position",), resamples=60))
+    found = evaluate_predictions(Predictions.open(path), EvalConfig(("position",), resamples=60))
     assert found.intervals == bootstrap_intervals(Y, P, USERS, resamples=60)
     numbers, mine = group_codes(TABLE["group"]).numbers()[0], TABLE["position"].to_numpy() == 2
     of_slice = bootstrap_intervals(Y[mine], P[mine], numbers[mine], metrics=["gauc"], resamples=60)
@@ -90,7 +90,9 @@ def test_intervals_draw_users(path: Path) -> None:
 
 def test_a_column_called_user_activity_is_that_column(tmp_path: Path) -> None:
     content = TABLE.append_column("user_activity", TABLE["position"])
-    found = evaluate_predictions(Predictions.open(write(tmp_path / "p.parquet", content)), Wanted(("user_activity",)))
+    found = evaluate_predictions(
+        Predictions.open(write(tmp_path / "p.parquet", content)), EvalConfig(("user_activity",))
+    )
     assert list(found.slices["user_activity"]) == [1, 2, 3, 4, 5, 6]
 
 
@@ -131,7 +133,7 @@ def test_text_of_the_command(capsys: Capture, path: Path) -> None:
     with_intervals = shown(capsys, path, "--intervals", "--resamples", "20", "--slice", "position")
     assert "intervals from 20 resamples of the users" in with_intervals
     assert with_intervals.count("95% interval") == 2
-    assert with_intervals.count(" .. ") == 3 + 6
+    assert with_intervals.count(", 0.") == 3 + 6
 
 
 def test_predictions_of_another_tool_without_users(capsys: Capture, tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_rows_of_one_class_are_shown_as_undefined(capsys: Capture, tmp_path: Pat
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no such column": (["--slice", "positon"], "has no column 'positon', which --slice names; did you mean 'position'"),
     "no such field": (["--field", "adx"], "has no column 'adx', which --field names"),
-    "negative rate": (["--negative-rate", "1.5"], "sampling_rate is 1.5"),
+    "negative rate": (["--negative-rate", "1.5"], "--negative-rate 1.5: give the share"),
     "weights": (["--intervals", "--weight", "weight"], "intervals take no weights"),
     "resamples": (["--intervals", "--resamples", "0"], "--resamples 0: give 1 or more"),
     "values": (["--max-values", "0"], "--max-values 0: give 1 or more"),
@@ -175,13 +177,13 @@ def test_what_needs_users(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet", TABLE.drop_columns(["group"])))
     none = Predictions.open(write(tmp_path / "none.parquet", TABLE.slice(0, 0)))
     with pytest.raises(UserError, match=r"none\.parquet: no rows; intervals draw users"):
-        evaluate_predictions(none, Wanted(resamples=5))
-    for wanted, message in (
-        (Wanted(("user_activity",)), "--slice user_activity needs a group column"),
-        (Wanted(resamples=5), "there is no group column"),
+        evaluate_predictions(none, EvalConfig(resamples=5))
+    for config, message in (
+        (EvalConfig(("user_activity",)), "--slice user_activity needs a group column"),
+        (EvalConfig(resamples=5), "there is no group column"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_predictions(predictions, wanted)
+            evaluate_predictions(predictions, config)
 
 
 def test_options_of_predictions_are_refused_for_a_recipe(capsys: Capture, tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_options_of_predictions_are_refused_for_a_recipe(capsys: Capture, tmp_pa
 def test_a_missing_package_is_named_with_its_extra(
     capsys: Capture, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate_command", raising=False)
+    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.commands", raising=False)
     monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     text = refused(capsys, path)

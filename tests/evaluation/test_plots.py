@@ -21,7 +21,7 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import CompareReport, compare_scores
 from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import Wanted
+from ctrkit.evaluation.evaluation import EvalConfig
 from ctrkit.evaluation.pictures import ComparePictures, change_data, difference_data, plot_evaluation, score_data
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.metrics import bootstrap_intervals, gauc, reliability_curve
@@ -73,8 +73,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slot[:5], label[:5] = None, False
     table = {"label": label, "group": USER, "probability": P, "slot": slot, "a/b": SLOT}
     pq.write_table(pa.table(table), folder / "light.parquet")
-    predictions, wanted = Predictions.open(folder / "light.parquet"), Wanted(slices=("slot", "a/b"), resamples=50)
-    drawn = plot_evaluation(evaluate_predictions(predictions, wanted), predictions, wanted, folder / "plots")
+    predictions, config = Predictions.open(folder / "light.parquet"), EvalConfig(slices=("slot", "a/b"), resamples=50)
+    drawn = plot_evaluation(evaluate_predictions(predictions, config), predictions, config, folder / "plots")
     names = ["reliability.svg", "scores.svg", "gauc_by_slot.svg", "gauc_by_a%2Fb.svg"]
     assert drawn == [folder / "plots" / name for name in names]
     return folder
@@ -140,11 +140,11 @@ def test_scores_by_label(evaluated: Path) -> None:
 def test_scores_beyond_the_edges_weights_and_debiasing(tmp_path: Path) -> None:
     table = pa.table({"label": [0, 0, 1, 0], "probability": [0.0, 1.0, 0.5, 1e-30], "w": [1.0, 2.0, 5.0, 1.0]})
     pq.write_table(table, tmp_path / "p.parquet")
-    data = score_data(Predictions.open(tmp_path / "p.parquet", weight="w"), Wanted())
+    data = score_data(Predictions.open(tmp_path / "p.parquet", weight="w"), EvalConfig())
     assert (data["no_click"][0], data["no_click"][-1], sum(data["no_click"])) == (0.5, 0.5, 1.0)
     assert data["click"][48] == 1.0
     assert data["edges"][48] == pytest.approx(0.5)
-    halved = score_data(Predictions.open(tmp_path / "p.parquet"), Wanted(negative_rate=0.1))
+    halved = score_data(Predictions.open(tmp_path / "p.parquet"), EvalConfig(negative_rate=0.1))
     place = int(np.argmax(halved["click"]))
     assert halved["edges"][place] <= 0.5 / (0.5 + 0.5 / 0.1) < halved["edges"][place + 1]
 
@@ -278,6 +278,34 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"install ctrkit\[plots\], or leave out --plots"):
         ComparePictures()
+
+
+def test_values_and_names_of_any_letters(tmp_path: Path) -> None:
+    """Dollars are no formula, control characters no XML; what the font lacks is left to the reader's."""
+    values = ["$\\frac$", "$x_$", "a\x00b", "<&>", "日本", "x" * 300]
+    column = np.array(values, dtype=object)[np.arange(ROWS) % len(values)]
+    table = {"label": Y, "group": USER, "probability": P, "$\\q$": column}
+    pq.write_table(pa.table(table), tmp_path / "日本 $\\q$\x01.parquet")
+    predictions, config = Predictions.open(tmp_path / "日本 $\\q$\x01.parquet"), EvalConfig(slices=("$\\q$",))
+    drawn = plot_evaluation(evaluate_predictions(predictions, config), predictions, config, tmp_path / "plots")
+    found = {path.name: "".join(ET.fromstring(path.read_text()).itertext()) for path in drawn}
+    assert all(f"{each} (500)" in found["gauc_by_%24%5Cq%24.svg"] for each in ("$\\frac$", "$x_$", "a\\x00b", "日本"))
+    assert "GAUC by $\\q$" in found["gauc_by_%24%5Cq%24.svg"]
+    assert "日本 $\\q$" in found["reliability.svg"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_a_place_for_no_pictures_is_told_before_anything_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    paths = ["gone.parquet"] if command == "evaluate" else ["gone.parquet", "gone too.parquet"]
+    for place in (tmp_path / "file", tmp_path / "file" / "plots"):
+        assert main([command, *paths, "--plots", str(place)]) == 2
+        assert f"{place}: cannot be written; give --plots another folder" in capsys.readouterr().err
+    assert main([command, *paths, "--plots", str(tmp_path / "new" / "plots")]) == 2
+    assert "gone.parquet" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:

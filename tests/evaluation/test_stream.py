@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ctrkit.errors import UserError
 from ctrkit.evaluation import stream
 from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import Evaluation, Rows, Wanted
+from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.evaluation.spill import Spill
 from ctrkit.evaluation.stream import evaluate_stream
@@ -23,7 +23,7 @@ from ctrkit.metrics import evaluate_scores
 from ctrkit.metrics.score_table import ScoreTable
 from tests.evaluation.small_predictions import ROWS, table, write
 
-EVERYTHING = Wanted(
+EVERYTHING = EvalConfig(
     slices=("position", "device", "ad", "user_activity"), fields=("ad", "device"), negative_rate=0.5, max_values=4
 )
 
@@ -54,12 +54,12 @@ def same(streamed: Evaluation, in_memory: Evaluation) -> None:
 @pytest.mark.parametrize("weight", [None, "weight"])
 @pytest.mark.parametrize("group", ["group", None])
 def test_equals_all_rows_in_memory(tmp_path: Path, weight: str | None, group: str | None) -> None:
-    wanted = EVERYTHING if group else Wanted(EVERYTHING.slices[:-1], EVERYTHING.fields, 0.5, max_values=4)
+    config = EVERYTHING if group else EvalConfig(EVERYTHING.slices[:-1], EVERYTHING.fields, 0.5, max_values=4)
     predictions = Predictions.open(write(tmp_path / "p.parquet"), weight=weight, group=group)
-    whole = evaluate_predictions(predictions, wanted)
+    whole = evaluate_predictions(predictions, config)
     assert (whole.report.rows, whole.partitions, len(whole.slices["ad"])) == (ROWS, 1, 5)
     for rows in (300, 1111, 3999):
-        same(evaluate_stream(predictions, wanted, partition_rows=rows), whole)
+        same(evaluate_stream(predictions, config, partition_rows=rows), whole)
     assert list(tmp_path.iterdir()) == [tmp_path / "p.parquet"]
 
 
@@ -69,13 +69,13 @@ def test_zeros_of_both_signs(tmp_path: Path) -> None:
     for kind in (np.float32, np.float64):
         zeros = content.set_column(2, "probability", pa.array(score.astype(kind)))
         predictions = Predictions.open(write(tmp_path / "p.parquet", zeros))
-        same(evaluate_stream(predictions, Wanted(), partition_rows=500), evaluate_predictions(predictions))
+        same(evaluate_stream(predictions, EvalConfig(), partition_rows=500), evaluate_predictions(predictions))
 
 
 def test_equals_evaluate_scores(tmp_path: Path) -> None:
     content = table()
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
-    streamed = evaluate_stream(predictions, Wanted(), partition_rows=500)
+    streamed = evaluate_stream(predictions, EvalConfig(), partition_rows=500)
     users, score = content["group"].to_pylist(), content["probability"].to_numpy()
     assert streamed.report == evaluate_scores(content["label"].to_numpy(), score, users)
     assert streamed.partitions == 8
@@ -97,8 +97,8 @@ def test_users_of_any_type(tmp_path: Path, cast: Any) -> None:
     content = table()
     content = content.set_column(1, "group", cast(content["group"].to_pylist()))
     predictions = Predictions.open(write(tmp_path / "p.parquet", content))
-    wanted = Wanted(slices=("user_activity",))
-    same(evaluate_stream(predictions, wanted, partition_rows=500), evaluate_predictions(predictions, wanted))
+    config = EvalConfig(slices=("user_activity",))
+    same(evaluate_stream(predictions, config, partition_rows=500), evaluate_predictions(predictions, config))
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,9 +117,9 @@ def test_any_log_and_any_size_of_partition(
         "position": pa.array(position, pa.string()),
     }
     predictions = Predictions.open(write(tmp_path / "p.parquet", pa.table(columns)))
-    wanted = Wanted(slices=("position", "user_activity"), max_values=2)
-    streamed = evaluate_stream(predictions, wanted, partition_rows=partition_rows)
-    assert exactly(streamed) == exactly(evaluate_predictions(predictions, wanted))
+    config = EvalConfig(slices=("position", "user_activity"), max_values=2)
+    streamed = evaluate_stream(predictions, config, partition_rows=partition_rows)
+    assert exactly(streamed) == exactly(evaluate_predictions(predictions, config))
 
 
 def test_no_more_rows_at_once_than_the_stated_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_no_more_rows_at_once_than_the_stated_bound(tmp_path: Path, monkeypatch:
     users = np.unique(table()["group"].to_numpy(zero_copy_only=False), return_counts=True)[1]
     monkeypatch.setattr(Rows, "partial", partial)
     monkeypatch.setattr(ScoreTable, "of", of)
-    evaluate_stream(predictions, Wanted(), partition_rows=500)
+    evaluate_stream(predictions, EvalConfig(), partition_rows=500)
     assert len(partials) == 8
     assert sum(partials) == sum(tables) == ROWS
     assert max(partials) < 2 * 500 + users.max()
@@ -165,7 +165,7 @@ def test_one_score_for_all_rows_is_one_entry(tmp_path: Path, monkeypatch: pytest
         return merge(parts)
 
     monkeypatch.setattr(ScoreTable, "merge", merged)
-    same(evaluate_stream(predictions, Wanted(), partition_rows=500), whole)
+    same(evaluate_stream(predictions, EvalConfig(), partition_rows=500), whole)
     assert max(len(each.score) for each in tables) == 1
     assert len(tables) >= 2 * (ROWS // (500 + 97) - 1)
 
@@ -173,7 +173,7 @@ def test_one_score_for_all_rows_is_one_entry(tmp_path: Path, monkeypatch: pytest
 def test_there_are_never_more_files_than_can_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_MOST_PARTITIONS", 5)
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
-    assert evaluate_stream(predictions, Wanted(), partition_rows=10).partitions == 5
+    assert evaluate_stream(predictions, EvalConfig(), partition_rows=10).partitions == 5
 
 
 def test_long_predictions_are_streamed_below_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Spill, "_open", lambda self, path: pa.OSFile("/dev/full", "wb"))
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
     with pytest.raises(UserError, match=r"the disk is full; .* --tmp a folder with more"):
-        evaluate_stream(predictions, Wanted())
+        evaluate_stream(predictions, EvalConfig())
     assert list(tmp_path.iterdir()) == [tmp_path / "p.parquet"]
 
 
@@ -209,14 +209,14 @@ def test_a_wrong_value_late_in_the_file_leaves_nothing_behind(tmp_path: Path) ->
     labels[3500] = 7
     predictions = Predictions.open(write(tmp_path / "p.parquet", content.set_column(0, "label", pa.array(labels))))
     with pytest.raises(UserError, match=r"row 3,501: column 'label' is 7"):
-        evaluate_stream(predictions, Wanted(), partition_rows=500)
+        evaluate_stream(predictions, EvalConfig(), partition_rows=500)
     assert list(tmp_path.iterdir()) == [tmp_path / "p.parquet"]
 
 
 def test_tmp_that_cannot_be_written(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
     with pytest.raises(UserError, match=r"gone: cannot be written \(No such file or directory\); give --tmp another"):
-        evaluate_stream(predictions, Wanted(), tmp=tmp_path / "gone")
+        evaluate_stream(predictions, EvalConfig(), tmp=tmp_path / "gone")
 
 
 def test_other_errors_are_not_disguised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +226,10 @@ def test_other_errors_are_not_disguised(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Spill, "_open", broken)
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
     with pytest.raises(OSError, match="Input/output error"):
-        evaluate_stream(predictions, Wanted())
+        evaluate_stream(predictions, EvalConfig())
 
 
 def test_intervals_need_all_rows(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
     with pytest.raises(UserError, match="4,000 are more than 10; raise --rows-in-memory"):
-        evaluate_predictions(predictions, Wanted(resamples=5), rows_in_memory=10)
+        evaluate_predictions(predictions, EvalConfig(resamples=5), rows_in_memory=10)

@@ -153,6 +153,7 @@ def test_debias_inverts_negative_down_sampling() -> None:
     q, w = np.array([0.001, 0.02, 0.3]), 0.05
     sampled = q / (q + (1 - q) * w)  # the share of clicks among all clicks and w of the non-clicks
     assert debias_probability(sampled, w) == pytest.approx(q, abs=1e-15)
+    assert debias_probability([0.0, 0.5, 1.0], 5e-324).tolist() == [0.0, 0.0, 1.0]
     assert debias_probability([0.0, 0.5, 1.0], 1.0) == pytest.approx([0.0, 0.5, 1.0])
     assert pcoc([0] * 99 + [1], debias_probability(np.full(100, 1 / (1 + 99 * w)), w)) == pytest.approx(1.0, abs=1e-12)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluation import Wanted
+from ctrkit.evaluation.evaluation import EvalConfig
 from ctrkit.evaluation.predictions import Predictions
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import (
@@ -219,7 +219,7 @@ def test_users_that_span_batches_are_split(log: Log, tmp_path: Path) -> None:
     p = 1 / (1 + np.exp(-score))
     columns = {"label": y[order], "group": users[order], "probability": p[order]}
     pq.write_table(pa.table(columns), tmp_path / "p.parquet", row_group_size=64)
-    report = evaluate_stream(Predictions.open(tmp_path / "p.parquet"), Wanted(), partition_rows=500).report
+    report = evaluate_stream(Predictions.open(tmp_path / "p.parquet"), EvalConfig(), partition_rows=500).report
     assert (report.gauc, report.coverage) == (gauc(*log).value, gauc(*log).coverage)
 
 

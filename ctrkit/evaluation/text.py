@@ -1,24 +1,124 @@
-"""A comparison for people: the table, a sentence for each variant, the churn."""
+"""Evaluations and comparisons for people, in plain text."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ctrkit.evaluation.compare import POWER, CompareReport, Comparison
-from ctrkit.metrics import METRICS
+from ctrkit.evaluation.evaluation import EvalConfig, Evaluation
+from ctrkit.evaluation.predictions import Predictions
+from ctrkit.metrics import METRICS, FieldCalibration, Interval, Report
+from ctrkit.metrics.score_table import BINS
 
-NAMES = {"gauc": "GAUC", "auc": "AUC", "log_loss": "log loss"}
+NAMES = {
+    "gauc": "GAUC",
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "normalized_entropy": "NE",
+    "pcoc": "PCOC",
+    "ece": "ECE",
+}
+"""What metrics are called."""
+
+_NOTES = {
+    "auc": "over all impressions",
+    "log_loss": "nats",
+    "normalized_entropy": "log loss over the entropy of these rows' click rate",
+    "pcoc": "predicted over observed clicks",
+    "ece": f"{BINS} bins of equal mass",
+}
+_LONGEST = 60  # letters of a value that are shown
 
 _WRAP: Any = {"width": 120, "subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 
 ONE_RUN = "one run each (what another seed would change is not in the interval)"
 
 
-def report_text(report: CompareReport) -> str:
-    """Everything that the report says, in lines of plain text."""
+def evaluation_text(evaluation: Evaluation, predictions: Predictions, config: EvalConfig) -> str:
+    """Everything that an evaluation says: the metrics, then a table for each slice and each field."""
+    parts = [_what_was_evaluated(evaluation.report, predictions, config), _metrics(evaluation)]
+    for name, by_value in evaluation.slices.items():
+        parts.append(f"by {name}\n{_slice(by_value, evaluation.slice_intervals.get(name, {}))}")
+    parts += [_field(name, field) for name, field in evaluation.fields.items()]
+    return "\n\n".join(parts)
+
+
+def _what_was_evaluated(report: Report, predictions: Predictions, config: EvalConfig) -> str:
+    counts = f"{report.rows:,} impressions, {report.clicks:,} clicks, click rate {_percent(report.base_rate, 2)}"
+    lines = [f"{predictions.path}: {counts}"]
+    if predictions.weight is not None:
+        lines.append(f"metrics count a row '{predictions.weight}' times")
+    if config.negative_rate is not None:
+        lines.append(f"probabilities de-biased: training kept {config.negative_rate:g} of the non-clicks")
+    if config.resamples:
+        lines.append(f"intervals from {config.resamples:,} resamples of the users")
+    return "\n".join(lines)
+
+
+def _metrics(evaluation: Evaluation) -> str:
+    report, intervals = evaluation.report.as_dict(), evaluation.intervals
+    rows = []
+    for metric, name in NAMES.items():
+        note = _coverage(evaluation.report) if metric == "gauc" else _NOTES[metric]
+        rows.append([name, _number(report[metric]), *_interval_of(intervals, metric), note])
+    return aligned(["metric", "value", *_interval_header(intervals), ""], rows)
+
+
+def _coverage(report: Report) -> str:
+    """What stands behind GAUC."""
+    of = report.coverage
+    if of is None:
+        return "no column to group by; name it with --group"
+    users, rows = of.groups_kept + of.groups_left_out, of.impressions_kept + of.impressions_left_out
+    share = _percent(of.impressions_kept / rows if rows else None, 2)
+    return f"weighted by impressions; {of.groups_kept:,} of {users:,} users have both classes, {share} of the rows"
+
+
+def _slice(by_value: Mapping[Any, Report], intervals: Mapping[Any, Interval]) -> str:
+    first, *others = NAMES
+    header = ["value", "impressions", "click rate", NAMES[first], *_interval_header(intervals)]
+    rows = []
+    for value, report in by_value.items():
+        of = report.as_dict()
+        counts = [value_label(value), f"{report.rows:,}", _percent(report.base_rate, 2)]
+        rows.append(
+            [*counts, _number(of[first]), *_interval_of(intervals, value), *(_number(of[name]) for name in others)]
+        )
+    return aligned([*header, *(NAMES[name] for name in others)], rows)
+
+
+def _field(name: str, field: FieldCalibration) -> str:
+    rows = [
+        [
+            value_label(each.value),
+            f"{each.rows:,}",
+            _number(each.predicted),
+            _number(each.observed),
+            _percent(each.share, 2),
+        ]
+        for each in field.worst
+    ]
+    title = f"field calibration error by {name}: {_number(field.error)} over {field.values:,} values; most of it from"
+    return f"{title}\n{aligned(['value', 'impressions', 'predicted', 'observed', 'of the error'], rows)}"
+
+
+def _interval_header(intervals: Mapping[Any, Interval]) -> list[str]:
+    """The column's name, if there is one."""
+    return [f"{next(iter(intervals.values())).level:.0%} interval"] if intervals else []
+
+
+def _interval_of(intervals: Mapping[Any, Interval], key: Any) -> list[str]:
+    """The column's cell, if there is a column."""
+    if not intervals:
+        return []
+    return [_interval(intervals[key].low, intervals[key].high)] if key in intervals else [""]
+
+
+def comparison_text(report: CompareReport) -> str:
+    """Everything that a comparison says: the table, a sentence for each variant, the churn."""
     told = "\n".join(textwrap.fill(sentence, **_WRAP) for sentence in sentences(report))
-    parts = [_heading(report), _differences(report), told, _churn(report)]
+    parts = [_what_was_compared(report), _differences(report), told, _churn(report)]
     return "\n\n".join(parts)
 
 
@@ -28,7 +128,7 @@ def sentences(report: CompareReport) -> list[str]:
     return [" ".join([_sentence(report, first), *map(_short, others)]) for first, *others in by_variant]
 
 
-def _heading(report: CompareReport) -> str:
+def _what_was_compared(report: CompareReport) -> str:
     kept = report.coverage
     left_out = f", {kept.groups_kept:,} of them with clicks and non-clicks (GAUC)" if kept.groups_left_out else ""
     runs = f"{report.runs} paired runs each" if report.runs > 1 else "one run each"
@@ -125,6 +225,16 @@ def _churn(report: CompareReport) -> str:
     return aligned(header, rows)
 
 
+def value_label(value: Any) -> str:
+    """A slice's value in words: one line of letters that can be printed, not too long for a table."""
+    if value is None:
+        return "missing"
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
+    if not text.strip():
+        return repr(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in plain text; columns of figures stand right, columns of words left."""
     table = [list(header), *map(list, rows)]
@@ -150,18 +260,19 @@ def _digits(each: Comparison) -> int:
     return 4 if not half > 0 else min(12, max(4, 1 - math.floor(math.log10(half))))
 
 
-def _number(value: float, digits: int, *, sign: bool = False) -> str:
-    if math.isnan(value):
+def _number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
+    """Digits after the point, or `-` for what is not defined."""
+    if value is None or math.isnan(value):
         return "-"
     return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
-def _interval(low: float, high: float, digits: int, *, sign: bool = False) -> str:
-    return f"[{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}]"
+def _interval(low: float, high: float, digits: int = 4, *, sign: bool = False) -> str:
+    return "-" if math.isnan(low) else f"[{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}]"
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1%}"
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}%}"
 
 
 def _p(value: float) -> str:
