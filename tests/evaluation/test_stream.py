@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ctrkit.evaluation import stream
 from ctrkit.evaluation.evaluate import evaluate_predictions
 from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
-from ctrkit.evaluation.spill import Spill
+from ctrkit.evaluation.spill import Spill, spill_directory
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import evaluate_scores
 from ctrkit.metrics.score_table import ScoreTable
@@ -217,6 +219,26 @@ def test_tmp_that_cannot_be_written(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet"))
     with pytest.raises(UserError, match=r"gone: cannot be written \(No such file or directory\); give --tmp another"):
         evaluate_stream(predictions, EvalConfig(), tmp=tmp_path / "gone")
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from ctrkit.evaluation.spill import spill_directory\n"
+        "with spill_directory(Path(sys.argv[1])) as directory:\n"
+        "    (directory / 'users').mkdir(); (directory / 'users' / '0.arrow').write_bytes(b'rows')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert (left / "users" / "0.arrow").read_bytes() == b"rows"
+    elsewhere = tmp_path / ".ctrkit-evaluate-another_machine-1"
+    elsewhere.mkdir()
+    with spill_directory(tmp_path) as living:
+        assert not left.exists()
+        with spill_directory(tmp_path) as beside:
+            assert set(tmp_path.iterdir()) == {living, beside, elsewhere}
+        assert set(tmp_path.iterdir()) == {living, elsewhere}
+    assert set(tmp_path.iterdir()) == {elsewhere}
 
 
 def test_other_errors_are_not_disguised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
