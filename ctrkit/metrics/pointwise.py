@@ -13,7 +13,7 @@ from ctrkit.metrics.exact import exact_sum, ratio
 from ctrkit.metrics.score_table import BINS, ReliabilityCurve, ScoreSums, ScoreTable
 
 EPSILON = 2.0**-24
-"""Probabilities are kept this far from 0 and 1 in log loss: half of float32's step below 1, so at most 16.6 nats."""
+"""Probabilities are kept this far from 0 and 1 in log loss: float32's step below 1, so at most 16.6 nats."""
 
 Clicks = NDArray[np.bool_]
 Weights = NDArray[np.float64] | None

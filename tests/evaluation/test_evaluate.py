@@ -173,6 +173,14 @@ def test_what_is_refused(capsys: Capture, path: Path, case: str) -> None:
     assert message in refused(capsys, path, *arguments)
 
 
+def test_values_that_json_has_no_type_for(tmp_path: Path) -> None:
+    price = pa.array([np.inf, -np.inf, np.nan, None] * (TABLE.num_rows // 4))
+    content = TABLE.slice(0, len(price)).append_column("price", price)
+    predictions = Predictions.open(write(tmp_path / "p.parquet", content))
+    found = evaluate_predictions(predictions, EvalConfig(("price",))).as_dict()
+    assert [each["value"] for each in found["slices"]["price"]] == ["-inf", "inf", None]
+
+
 def test_what_needs_users(tmp_path: Path) -> None:
     predictions = Predictions.open(write(tmp_path / "p.parquet", TABLE.drop_columns(["group"])))
     none = Predictions.open(write(tmp_path / "none.parquet", TABLE.slice(0, 0)))
