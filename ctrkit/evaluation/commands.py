@@ -1,6 +1,7 @@
 """`ctrkit evaluate PREDICTIONS` and `ctrkit compare BASELINE VARIANT...`: from options to results."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,13 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
     _require_pictures(options.plots)
     pictures = ComparePictures() if options.plots else None
     baseline, *variants = parse_models([options.baseline, *options.variant])
+    needed = math.ceil(2 * len(variants) / (1 - options.level) - 1e-9)  # by Holm, of the smallest p-value
     notes = []
+    if options.resamples + 1 < needed:
+        notes.append(
+            f"--resamples {options.resamples:,}: with {len(variants)} variants no p-value can be small enough for "
+            f"{options.level:g}; give {needed:,} or more"
+        )
 
     def look(log: Impressions, name: str, runs: Scores) -> None:
         if name == baseline.name and "weight" in log.unused:

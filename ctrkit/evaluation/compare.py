@@ -142,7 +142,8 @@ def compare_scores(
         y_true, groups: labels and users [rows], as for `gauc`.
         baseline: name and probabilities, [rows], or [runs, rows] for several runs.
         variants: likewise, as many runs each; read one after another, so that a generator holds one in memory.
-        metrics, weighting, resamples, level, seed: as for `paired_bootstrap`.
+        metrics, weighting, resamples, level, seed: as for `paired_bootstrap`; of less than 2 variants / (1 - level)
+            resamples, no p-value can be small enough for Holm's correction.
         top_k: rows of a user that the churn's overlap looks at.
         look: is shown every model's name and probabilities [runs, rows], the baseline first.
 

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import east_asian_width
 
 from ctrkit.evaluation.compare import POWER, CompareReport, Comparison
 from ctrkit.evaluation.evaluation import EvalConfig, Evaluation
@@ -238,16 +239,21 @@ def value_label(value: Any) -> str:
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in plain text; columns of figures stand right, columns of words left."""
     table = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    widths = [max(_width(row[i]) for row in table) for i in range(len(header))]
     table.insert(1, ["-" * width for width in widths])
     lines = (
         "  ".join(
-            cell.rjust(width) if _is_figure(rows, i) else cell.ljust(width)
+            " " * (width - _width(cell)) + cell if _is_figure(rows, i) else cell + " " * (width - _width(cell))
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in table
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(text: str) -> int:
+    """Places that a text takes on a terminal."""
+    return len(text) if text.isascii() else sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _is_figure(rows: Sequence[Sequence[str]], column: int) -> bool:

@@ -308,6 +308,7 @@ def test_values_in_words() -> None:
 
 
 def test_aligned() -> None:
+    assert aligned(["n", "m"], [["日本", "a"], ["b", "c"]]) == "n     m\n----  -\n日本  a\nb     c"
     assert aligned(["name", "n"], [["a", "1"], ["long", "+20"]]) == "name    n\n----  ---\na       1\nlong  +20"
 
 

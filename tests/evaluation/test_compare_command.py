@@ -83,8 +83,21 @@ def test_weights_that_are_not_used_are_mentioned(folder: Path, tmp_path: Path, c
     pair = [str(tmp_path / "a.parquet"), str(folder / "rocket-seed0.parquet")]
     assert main(["compare", *pair, "--resamples", "10"]) == 0
     assert "the column 'weight' is not used; every impression counts once" in capsys.readouterr().out
-    assert main(["compare", *pair[::-1], "--resamples", "10", "--json"]) == 0
+    assert main(["compare", *pair[::-1], "--resamples", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
+def test_too_few_resamples_for_so_many_variants_are_mentioned(folder: Path, capsys: Capture) -> None:
+    """Of 79 resamples the smallest p-value is 2/80: times two that is 0.05, times three it is above."""
+    paths = [f"{name}={folder}/rocket-seed0.parquet" for name in "abc"]
+    arguments = ["compare", str(folder / "light-seed0.parquet"), *paths, "--resamples", "79", "--metrics", "auc"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "--resamples 79: with 3 variants no p-value can be small enough for 0.95; give 120 or more" in out
+    assert main([*arguments[:4], *arguments[5:], "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["notes"] == []
+    assert {each["verdict"] for each in result["comparisons"]} == {"better"}
 
 
 def test_plots(folder: Path, tmp_path: Path, capsys: Capture) -> None:
