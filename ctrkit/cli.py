@@ -173,8 +173,10 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
     recipe = load_recipe(recipe_path, options.set)
-    # large tables in huge pages: fewer misses of the address cache, by which lookups in them are bound (Linux)
+    # read once, when torch is loaded: large tables in huge pages, whose lookups are bound by misses of the address cache;
+    # and threads that sleep while they wait, since spinning ones are several times slower on a core that others use too
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ctrkit.run import Run  # torch comes with it: only the verbs that train pay for that
 
     def say(line: str) -> None:
