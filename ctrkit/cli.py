@@ -173,8 +173,8 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
     recipe = load_recipe(recipe_path, options.set)
-    # read once, when torch is loaded: large tables in huge pages, whose lookups are bound by misses of the address cache;
-    # and threads that sleep while they wait, since spinning ones are several times slower on a core that others use too
+    # Read once, when torch is loaded: large tables in huge pages, whose lookups are bound by misses of the address
+    # cache; and threads that sleep while they wait: spinning ones are several times slower where others use the cores.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ctrkit.run import Run  # torch comes with it: only the verbs that train pay for that
