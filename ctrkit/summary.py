@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
 from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, network_name
+from ctrkit.metrics import METRICS
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.latency import measure
 from ctrkit_serving.scorer import Scorer
@@ -64,6 +65,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
         "gap_closed": gap_closed(run.recipe, evaluation["networks"]),
+        **cheaper_choice(run),
         "latency_ms": latency,
         "parity_max_abs_diff": bundle.manifest.parity_max_abs_diff,
         "bundle": str(bundle.directory),
@@ -89,6 +91,19 @@ def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> flo
                 return float((rocket - light) / (booster - light))
             return None
     return None
+
+
+def cheaper_choice(run: "Run") -> dict[str, Any]:
+    """The model that costs no more than the exported one and is better on validation by the same metric, if any."""
+    exported = run.recipe.export_model
+    results = {model: run.train(model) for model in run.recipe.models}
+    metric, networks = results[exported]["monitor"], run.evaluation["networks"]
+    sign = 1 if METRICS[metric] else -1
+    cost = {m: networks[network_name(m, c.roles[0])]["multiplications"] for m, c in run.recipe.models.items()}
+    rivals = [m for m, r in results.items() if r["monitor"] == metric and cost[m] <= cost[exported]]
+    best = max(rivals, key=lambda m: sign * results[m]["best"])
+    better = best if sign * results[best]["best"] > sign * results[exported]["best"] else None
+    return {"exported": exported, "monitor": metric, "better_on_validation": better}
 
 
 def machine() -> dict[str, Any]:
@@ -131,9 +146,18 @@ def table(summary: Mapping[str, Any]) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     gap = summary["gap_closed"]
     if gap is not None and gap >= 0:
-        lines.append(f"\nThe rocket's light tower closes {gap:.0%} of the gap in GAUC between light and booster alone.")
+        lines.append(
+            f"\nThe rocket's light tower closes {gap:.0%} of the gap in GAUC between light and booster alone (one run: "
+            "what another seed would change is not in it)."
+        )
     elif gap is not None:
-        lines.append(f"\nThe rocket's light tower is behind the light tower alone, by {-gap:.0%} of the gap in GAUC.")
+        lines.append("\nThe rocket's light tower is behind the light tower alone in GAUC.")
+    if summary.get("better_on_validation"):
+        better, metric = summary["better_on_validation"], summary["monitor"]
+        lines.append(
+            f"{summary['exported']} goes online; {better} costs the same and has the better {metric} on validation: "
+            f"--set export.model={better} ships it."
+        )
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from ctrkit.errors import UserError
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run
-from ctrkit.summary import gap_closed, summarize, table
+from ctrkit.summary import cheaper_choice, gap_closed, summarize, table
 from tests import small_recipe
 from tests.data import small_log
 
@@ -146,6 +146,24 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert lines["oracle"][-3:] == ["-", "-", "-"]
     assert "closes 60% of the gap" in shown
     assert "gap" not in table({**summary, "gap_closed": None})
+    assert "behind the light tower alone in GAUC" in table({**summary, "gap_closed": -0.2})
+    rival = {"exported": "rocket", "better_on_validation": "light", "monitor": "gauc"}
+    assert "light costs the same and has the better gauc on validation: --set export.model=light" in table(
+        summary | rival
+    )
+    assert "export.model" not in table(summary | rival | {"better_on_validation": None})
+
+
+@pytest.mark.parametrize(("light", "better"), [(0.9, "light"), (0.1, None)])
+def test_a_model_as_cheap_and_better_on_validation_is_named(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, better: str | None
+) -> None:
+    run, _ = opened(copy)
+    best = {"light": light, "booster": 0.99, "rocket": 0.5}  # the booster costs more
+    monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": best[model]})
+    run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
+    found = cheaper_choice(run)
+    assert found == {"exported": "rocket", "monitor": "gauc", "better_on_validation": better}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from ctrkit.data.source import CHUNK_ROWS, ClickLog, open_log, require_columns
 from ctrkit.errors import UserError
 from ctrkit.metrics.inputs import WEIGHTS
 
+_HEAD_ROWS = 1000
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -61,6 +63,7 @@ class Predictions:
             require_columns(log.schema, {column: f"{role} (--{role.split()[1]})"}, name)
         opened = cls(name, label, score, group if wanted.get(group or "") == "the group" else None, weight, log)
         opened._check_roles()
+        opened._check_files_differ()
         return opened
 
     @property
@@ -102,6 +105,20 @@ class Predictions:
             return pa.Table.from_batches(batches)
         wanted = self.roles if columns is None else list(dict.fromkeys(columns))
         return pa.table({name: self._checked(pa.array([], self._type(name)), name, "", 0) for name in wanted})
+
+    def _check_files_differ(self) -> None:
+        """Refuse several models' predictions of the same impressions, which pooled would look like one model's."""
+        first, *others = self.log.files
+        same = next((file for file in others if file.rows == first.rows and (first.rows or 0) > 1), None)
+        if same is None or self.group is None:
+            return
+        columns = [self.label, self.group]
+        heads = [next(file.batches(columns, self.log.schema, _HEAD_ROWS), None) for file in (first, same)]
+        if heads[0] is not None and heads[0].equals(heads[1]):
+            raise UserError(
+                f"{self.path}: {first.path} and {same.path} hold the same impressions, as predictions of several "
+                "models do; give one file, or compare them with ctrkit compare"
+            )
 
     def _check_roles(self) -> None:
         named = ("label", self.label), ("score", self.score), ("weight", self.weight), ("group", self.group)

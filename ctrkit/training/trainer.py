@@ -247,6 +247,8 @@ class Trainer:
             scheduler.load_state_dict(saved)
         self.progress = Progress(**state["progress"])
         self.history = state["history"]
+        if not self._finished():
+            self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)

@@ -218,3 +218,11 @@ def test_file_of_no_rows(tmp_path: Path) -> None:
     predictions = Predictions.open(tmp_path / "p.parquet")
     assert (predictions.num_rows, predictions.read().num_rows) == (0, 0)
     assert predictions.read()["label"].type == pa.bool_()
+
+
+def test_a_folder_with_predictions_of_several_models_is_refused(tmp_path: Path) -> None:
+    light = table()
+    pq.write_table(light, tmp_path / "light.parquet")
+    pq.write_table(light.set_column(2, "probability", pa.array([0.5] * len(light))), tmp_path / "rocket.parquet")
+    with pytest.raises(UserError, match=r"light\.parquet and .*rocket\.parquet hold the same impressions"):
+        Predictions.open(tmp_path)
