@@ -56,7 +56,10 @@ def build_embedding(schema: Schema, config: EmbeddingConfig, num_rows: Mapping[s
                 pooling=poolings.pop() if poolings else "mean",
             )
         )
-    return Embedding(tables, len(schema.dense_features), init_std=config.init_std)
+    seed = int(torch.randint(2**62, (), device="cpu"))
+    return Embedding(
+        tables, len(schema.dense_features), init_std=config.init_std, seed=seed, precision=config.precision
+    )
 
 
 def build_tower(config: TowerConfig, in_features: int) -> MLP:

@@ -46,6 +46,8 @@ class EmbeddingConfig(Strict):
     dims: dict[str, Width] = Field(default_factory=dict)
     """Width by table, where it is not `dim`."""
     init_std: Annotated[float, Field(gt=0, le=100)] = 0.01
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16: tables of half the size; the rows of a step are read, updated in fp32 and rounded by chance."""
 
 
 class TowerConfig(Strict):

@@ -33,14 +33,13 @@ def schema(features: Mapping[str, Mapping[str, Any]] = FEATURES) -> Schema:
 
 
 def embedding(
-    features: Mapping[str, Mapping[str, Any]] = FEATURES, *, seed: int = 0, init_std: float = 0.5
+    features: Mapping[str, Mapping[str, Any]] = FEATURES, *, seed: int = 0, init_std: float = 0.5, **settings: Any
 ) -> Embedding:
     """Its tables; rows far from zero, so that nothing is small by accident."""
     torch.manual_seed(seed)
     tables = schema(features).tables()
-    return build_embedding(
-        schema(features), EmbeddingConfig(dim=DIM, init_std=init_std), {t: NUM_ROWS[t] for t in tables}
-    )
+    config = EmbeddingConfig(dim=DIM, init_std=init_std, **settings)
+    return build_embedding(schema(features), config, {t: NUM_ROWS[t] for t in tables})
 
 
 def network(

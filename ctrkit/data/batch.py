@@ -1,7 +1,7 @@
 """One minibatch of impressions."""
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Batch:
     """Weight of each impression in the loss, float32, as the log has it; 1 where the log has none."""
     origin_B: Tensor
     """Index of the row group that each impression was read from (`Loader.origin`), int64."""
+    ahead: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What modules have made of the batch before its step, by module (`ctrkit.nn.embedding.Embedding.address`)."""
 
     def __len__(self) -> int:
         return len(self.label_B)

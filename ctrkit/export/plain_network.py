@@ -24,7 +24,7 @@ class PlainNetwork(nn.Module):
         super().__init__()
         self.tower = network.tower
         weights = network.embedding.table_weights()
-        self.tables = nn.ParameterList(nn.Parameter(weight) for weight in weights.values())
+        self.tables = nn.ParameterList(nn.Parameter(weight.float()) for weight in weights.values())
         self._single = {name: column for column, name in enumerate(single_features(schema))}
         position = {name: index for index, name in enumerate(weights)}
         self._lookups = [(position[found.table], found.feature, found.pooling) for found in network.embedding.lookups]

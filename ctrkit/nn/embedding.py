@@ -1,5 +1,6 @@
 """The embedding tables and the vector that they give each impression."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +9,20 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.modules.embedding_configs import PoolingType
 
 from ctrkit.data.batch import Batch
+from ctrkit.nn.lookup import Address, Bags, Pooling, look_up
 from ctrkit.tables import FIRST_ROW
 
 # TorchRec's jagged tensors make torch warn its own developers, once a process, of a function that they call.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-Pooling = Literal["mean", "sum"]
+TablePrecision = Literal["fp32", "fp16"]
+
+_BLOCK = 4096
+"""Rows drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class Embedding(nn.Module):
         tables: at least one table or one dense feature.
         num_dense: number of dense features D.
         init_std: standard deviation of the rows.
-        generator: draws the initial rows.
+        seed: of the initial rows.
+        precision: of the weights; fp16 halves the tables and their traffic, lookups and gradients stay fp32.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class Embedding(nn.Module):
         num_dense: int = 0,
         *,
         init_std: float = 0.01,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
+        precision: TablePrecision = "fp32",
     ) -> None:
         super().__init__()
         self.tables = tuple(tables)
@@ -81,11 +87,10 @@ class Embedding(nn.Module):
             for table in members:
                 self._first_row[table.name] = num_rows
                 num_rows += table.num_rows
-            self.stacks[str(dim)] = nn.Parameter(torch.empty(num_rows, dim))
-        with torch.no_grad():
-            for weight in self.table_weights().values():
-                weight.normal_(0.0, init_std, generator=generator)
-                weight[:FIRST_ROW] = 0.0  # the rows MISSING and UNSEEN
+            dtype = torch.float16 if precision == "fp16" else torch.float32
+            self.stacks[str(dim)] = nn.Parameter(torch.empty(num_rows, dim, dtype=dtype))
+        for name, weight in self.table_weights().items():
+            draw_rows(weight, std=init_std, seed=seed, table=name)
         self.lookups = self._lookups()
 
     def _lookups(self) -> tuple[Lookup, ...]:
@@ -137,24 +142,69 @@ class Embedding(nn.Module):
             collection.embedding_bags[_module_name(name)].weight = nn.Parameter(weight)
         return collection
 
+    def address(self, batch: Batch) -> Mapping[str, Address]:
+        """What a batch reads of each stack: independent of the weights, so a thread may make it ahead of the step."""
+        if self not in batch.ahead:
+            batch.ahead[self] = self._address(batch)
+        addresses: Mapping[str, Address] = batch.ahead[self]
+        return addresses
+
+    def _address(self, batch: Batch) -> Mapping[str, Address]:
+        rows = _rows_by_feature(batch, self.lookups)
+        found = {}
+        for dim, members in groupby(self.lookups, key=lambda lookup: lookup.dim):
+            by_pooling = {pooling: list(alike) for pooling, alike in groupby(members, key=lambda each: each.pooling)}
+            single = [rows[lookup.feature][0] for lookup in by_pooling.pop(None, [])]
+            single_BS = torch.stack(single, dim=1) if single else batch.label_B.new_zeros(len(batch), 0).long()
+            bags = []
+            for pooling, alike in by_pooling.items():
+                assert pooling is not None
+                row_N = torch.cat([rows[lookup.feature][0] for lookup in alike])
+                bags.append(Bags.of(row_N, torch.cat([rows[lookup.feature][1] for lookup in alike]), pooling))
+            found[str(dim)] = Address(single_BS, bags)
+        return found
+
     def forward(self, batch: Batch) -> Tensor:
         """x[B, X] of a batch."""
-        if not self.lookups:
-            return batch.dense_BD
-        rows = _rows_by_feature(batch, self.lookups)
         parts = []
-        for (dim, _), members in groupby(self.lookups, key=_kind):
-            lookups = list(members)
-            weight_VE, looked_up = self.stacks[str(dim)], [rows[lookup.feature] for lookup in lookups]
-            pooling = lookups[0].pooling
-            if pooling is None:
-                row_BS = torch.stack([row_B for row_B, _ in looked_up], dim=1)
-                parts.append(functional.embedding(row_BS, weight_VE, sparse=True).flatten(1))
-            else:
-                parts.append(_pooled(weight_VE, looked_up, pooling))
+        for dim, address in self.address(batch).items():
+            weight_VE = self.stacks[dim]
+            if weight_VE.requires_grad:
+                weight_VE.grad_dtype = torch.float32  # not kept by copies of a parameter, so said each time
+            single_BX, *pooled = look_up(weight_VE, address)
+            parts.append(single_BX)
+            parts += [  # of L features: [L B, E] to [B, L E]
+                pooled_ME.view(-1, len(batch), pooled_ME.shape[1]).transpose(0, 1).flatten(1) for pooled_ME in pooled
+            ]
+        parts = [part for part in parts if part.shape[1]]
         if self.num_dense:
             parts.append(batch.dense_BD)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def draw_rows(weight_RE: Tensor, *, std: float, seed: int, table: str, first_row: int = 0) -> None:
+    """Fill rows of a table with what training starts from: N(0, std^2), zeros for missing and unseen values.
+
+    A row's draw depends on seed, table and its place alone, so that any part of a table can be drawn by itself.
+
+    Args:
+        weight_RE: the rows, changed in place.
+        std: standard deviation.
+        seed: of the embedding.
+        table: its name.
+        first_row: place of the first one in the table.
+    """
+    if weight_RE.is_meta:
+        return
+    start, stop = first_row, first_row + len(weight_RE)
+    for block in range(start // _BLOCK, -(-stop // _BLOCK)):
+        key = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+        drawn = torch.empty(_BLOCK, weight_RE.shape[1]).normal_(0.0, std, generator=generator)
+        if block == 0:
+            drawn[:FIRST_ROW] = 0.0  # the rows MISSING and UNSEEN
+        low, high = max(start, block * _BLOCK), min(stop, (block + 1) * _BLOCK)
+        weight_RE[low - start : high - start] = drawn[low - block * _BLOCK : high - block * _BLOCK]
 
 
 def _by_dim(tables: Sequence[TableConfig]) -> dict[int, list[TableConfig]]:
@@ -178,15 +228,6 @@ def _rows_by_feature(batch: Batch, lookups: Sequence[Lookup]) -> dict[str, tuple
         i = position[lookup.feature]
         found[lookup.feature] = values[offset[i] : offset[i + 1]] + lookup.first_row, length_FB[i]
     return found
-
-
-def _pooled(weight_VE: Tensor, looked_up: Sequence[tuple[Tensor, Tensor]], pooling: Pooling) -> Tensor:
-    """Pooled lists [B, L E] of L features."""
-    row_N = torch.cat([row for row, _ in looked_up])
-    length_LB = torch.cat([length_B for _, length_B in looked_up])
-    offset_LB = length_LB.cumsum(0) - length_LB
-    pooled = functional.embedding_bag(row_N, weight_VE, offset_LB, mode=pooling, sparse=True)
-    return pooled.view(len(looked_up), -1, weight_VE.shape[1]).transpose(0, 1).flatten(1)
 
 
 def _module_name(table: str) -> str:

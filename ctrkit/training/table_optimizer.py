@@ -5,7 +5,6 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 Method = Literal["adam", "adagrad", "rowwise_adagrad"]
 
@@ -76,22 +75,26 @@ def _initial_state(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = {"step": 0}
     match group["method"]:
         case "adam":
-            state["mean"] = torch.zeros_like(weight)
-            state["square"] = torch.zeros_like(weight)
+            # both moments of a row lie together: half as many places of memory to go to in a step
+            state["moments"] = _zeros(weight, 2 * weight.shape[1])
         case "adagrad":
-            state["square"] = torch.zeros_like(weight)
+            state["square"] = _zeros(weight, weight.shape[1])
         case "rowwise_adagrad":
-            state["square"] = weight.new_zeros(len(weight), 1)
+            state["square"] = _zeros(weight, 1)
     if group["l2"]:
         state["last"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
     return state
+
+
+def _zeros(weight: Tensor, width: int) -> Tensor:
+    return torch.zeros(len(weight), width, dtype=torch.float32, device=weight.device)
 
 
 def _step(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     assert weight.grad is not None
     row_R, gradient_RE = _summed(weight.grad)
     state["step"] += 1
-    weight_RE = weight.index_select(0, row_R)
+    weight_RE = weight.index_select(0, row_R).float()
     if group["l2"]:
         missed_R1 = (state["step"] - state["last"].index_select(0, row_R)).unsqueeze(1)
         gradient_RE.addcmul_(weight_RE, missed_R1.to(weight.dtype), value=group["l2"])
@@ -105,27 +108,37 @@ def _step(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         square_R += state["square"].index_select(0, row_R)
         state["square"].index_copy_(0, row_R, square_R)
         weight_RE -= gradient_RE.mul_(group["lr"]) / square_R.sqrt_().add_(group["eps"])
+    if weight.dtype == torch.float16:
+        weight_RE = stochastically_rounded(weight_RE)
     weight.index_copy_(0, row_R, weight_RE)
 
 
-def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a sparse gradient, ascending and each once, and its sum over each: row[R], gradient[R, E].
+def stochastically_rounded(value: Tensor) -> Tensor:
+    """float32 to float16, up or down by chance so that the mean is the value (Gupta et al., ICML 2015, section 3).
 
-    What `Tensor.coalesce` does, several times as fast: one sort, and sums by the kernel of pooled lookups.
+    Rounded to the nearest, a step below half a unit of the last place would never move a weight.
     """
-    row_N, order_N = gradient._indices()[0].sort()
-    first_N = torch.ones_like(row_N, dtype=torch.bool)
-    torch.ne(row_N[1:], row_N[:-1], out=first_N[1:])
-    start_R = first_N.nonzero().squeeze(1)
-    sum_RE = functional.embedding_bag(order_N, gradient._values(), start_R, mode="sum")
-    return row_N[start_R], sum_RE
+    below = 13  # bits of a float32's significand that a float16 has not
+    bits = value.contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << below, bits.shape, dtype=torch.int32, device=bits.device)
+    kept = (bits + noise) & -(1 << below)
+    return kept.view(torch.float32).to(torch.float16)
+
+
+def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, ascending and each once, and its sum over each: row[R], gradient[R, E]."""
+    row_R = gradient._indices()[0]
+    if not (row_R[1:] > row_R[:-1]).all():  # autograd forgets the mark; of several look-ups they are not
+        gradient = gradient.coalesce()
+    return gradient._indices()[0], gradient._values()
 
 
 def _adam(weight_RE: Tensor, row_R: Tensor, gradient_RE: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
-    mean_RE = state["mean"].index_select(0, row_R).lerp_(gradient_RE, 1 - beta1)
-    square_RE = state["square"].index_select(0, row_R).mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
-    state["mean"].index_copy_(0, row_R, mean_RE)
-    state["square"].index_copy_(0, row_R, square_RE)
+    moments_RM = state["moments"].index_select(0, row_R)
+    mean_RE, square_RE = moments_RM.chunk(2, dim=1)
+    mean_RE.lerp_(gradient_RE, 1 - beta1)
+    square_RE.mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
+    state["moments"].index_copy_(0, row_R, moments_RM)
     scale: float = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-    weight_RE.addcdiv_(mean_RE, square_RE.sqrt_().add_(group["eps"]), value=-scale)
+    weight_RE.addcdiv_(mean_RE, square_RE.contiguous().sqrt_().add_(group["eps"]), value=-scale)

@@ -7,7 +7,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.nn.embedding import Embedding, TableConfig
+from ctrkit.nn.embedding import Embedding, TableConfig, draw_rows
 from tests import networks
 
 
@@ -40,7 +40,7 @@ def two_tables(**settings: Any) -> Embedding:
 
 
 def test_pooling_by_hand() -> None:
-    tables = two_tables(generator=torch.Generator().manual_seed(1))
+    tables = two_tables(seed=1)
     item, tags = tables.table_weights()["item"], tables.table_weights()["tags"]
     batch = of(
         {"recent": [[2, 3, 3], [], [9]], "item": [[4], [2], [7]], "tags": [[5, 6], [7], []]},
@@ -85,10 +85,39 @@ def test_rows_start_small_and_those_of_missing_and_unseen_at_zero() -> None:
     assert weight[2:].abs().min() > 0
 
 
-def test_a_generator_draws_the_rows() -> None:
-    first, second, third = (two_tables(generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+def test_a_seed_draws_the_rows_and_each_table_has_its_own() -> None:
+    first, second, third = (two_tables(seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.table_weights()["item"], second.table_weights()["item"])
     assert not torch.equal(first.table_weights()["item"], third.table_weights()["item"])
+    twins = Embedding([TableConfig("a", 5, 2, ("a",)), TableConfig("b", 5, 2, ("b",))]).table_weights()
+    assert not torch.equal(twins["a"], twins["b"])
+
+
+def test_any_part_of_a_table_can_be_drawn_by_itself() -> None:
+    whole, part = torch.empty(10_000, 3), torch.empty(5_000, 3)
+    draw_rows(whole, std=0.5, seed=3, table="item")
+    draw_rows(part, std=0.5, seed=3, table="item", first_row=4_000)
+    assert torch.equal(part, whole[4_000:9_000])
+
+
+def test_half_precision_tables_give_floats_and_float_gradients() -> None:
+    tables, halves = networks.embedding(), networks.embedding(precision="fp16")
+    weights = halves.table_weights()
+    assert all(weight.dtype == torch.float16 for weight in weights.values())
+    for name, weight in tables.table_weights().items():
+        weight.copy_(weights[name])  # the same numbers
+    batch = networks.batch(16)
+    x, expected = halves(batch), tables(batch)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, expected)
+    for each in (x, expected):
+        torch.autograd.backward((each * 1e-9).sum())  # would vanish in float16
+    (gradient,), (reference,) = ([w.grad for w in each.stacks.values()] for each in (halves, tables))
+    assert gradient is not None
+    assert reference is not None
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient.to_dense(), reference.to_dense())
+    assert gradient.to_dense().abs().max() > 0
 
 
 def test_gradients_are_sparse_and_of_the_rows_looked_up() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctrkit.training.table_optimizer import Method, TableOptimizer
+from ctrkit.training.table_optimizer import Method, TableOptimizer, stochastically_rounded
 
 METHODS: tuple[Method, ...] = ("adam", "adagrad", "rowwise_adagrad")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -157,3 +157,36 @@ def test_the_step_of_the_last_look_up_survives_a_checkpoint_exactly() -> None:
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert restored.state[weight]["last"].dtype == torch.int32
     assert restored.state[weight]["last"].tolist() == [0, 2**24 + 1]
+
+
+@every_method
+def test_half_precision_moves_by_steps_that_it_cannot_hold(method: Method) -> None:
+    """A step of a twentieth of the last place, made 4,000 times: rounded to the nearest it would never move."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.full((2, 64), 1.0, dtype=torch.float16))
+    optimizer = TableOptimizer([weight], method=method, lr=1e-3)
+    unit = 2.0**-11
+    for group in optimizer.param_groups:
+        group["lr"] = unit / 20
+    steps = 400
+    for _ in range(steps):
+        weight.grad_dtype = torch.float32
+        weight.grad = torch.sparse_coo_tensor(
+            torch.tensor([[1]]), torch.ones(1, 64), (2, 64), is_coalesced=True, check_invariants=False
+        )
+        optimizer.step()
+        if method != "adam":
+            optimizer.state[weight]["square"].zero_()  # every step is of the same size: lr
+    assert weight.dtype == torch.float16
+    assert weight[0].tolist() == [1.0] * 64
+    moved = (1.0 - weight[1].float()).mean().item()
+    assert moved == pytest.approx(steps * unit / 20, rel=0.1)
+
+
+def test_rounding_is_right_on_average_and_keeps_what_fits() -> None:
+    torch.manual_seed(0)
+    value = torch.tensor([0.1, -0.3, 1e-3, 6e-8, 1.0, -2.5, 0.0]).repeat(20_000, 1)
+    rounded = stochastically_rounded(value).float()
+    torch.testing.assert_close(rounded.mean(0)[:3], value[0, :3], rtol=2e-5, atol=0)
+    assert torch.equal(rounded[:, 4:], value[:, 4:])
+    assert (rounded[:, :3] != value[:, :3]).all()
