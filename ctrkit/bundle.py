@@ -6,7 +6,7 @@
     golden.json     requests with the scores that a loader must reproduce before it serves
 
 A bundle is written beside its place and renamed into it, so it is whole or absent; a directory without a manifest is
-no bundle. The graph contract (`plain_graph`) is what the exporter writes and the scorer feeds.
+no bundle. The graph contract (`ctrkit.graph`) is what the exporter writes and the scorer feeds.
 """
 
 import datetime
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -25,8 +25,12 @@ import ctrkit
 from ctrkit.atomic import atomic_directory
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
+from ctrkit.graph import Graph
+from ctrkit.graph import TensorSpec as TensorSpec
+from ctrkit.graph import plain_graph as plain_graph
+from ctrkit.graph import sequence_features as sequence_features
+from ctrkit.graph import single_features as single_features
 from ctrkit.request import Golden as Golden
-from ctrkit.schema import Schema, SequenceFeature
 
 FORMAT = 1
 """Version of the layout of a bundle; a reader refuses any other."""
@@ -42,22 +46,6 @@ class FileEntry(_Model):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
-
-
-class TensorSpec(_Model):
-    """Type and shape of an input of the graph; -1 is N, the number of ads."""
-
-    dtype: Literal["int64", "float32"]
-    shape: tuple[int, ...]
-
-
-class Graph(_Model):
-    """What the ONNX graph takes and gives."""
-
-    layout: Literal["plain"] = "plain"
-    inputs: dict[str, TensorSpec]
-    output: str = "probability"
-    """Name of the output, float32 [N]."""
 
 
 class Manifest(_Model):
@@ -122,35 +110,6 @@ class Bundle:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{directory / GOLDEN}: {error}; export the bundle again") from error
         return cls(directory, manifest, encoding, golden)
-
-
-def plain_graph(schema: Schema) -> Graph:
-    """The graph contract: inputs that the exported network of a schema takes, each only if it has such features.
-
-    `ids` int64 [N, S]: a column a single-valued sparse feature, in the order of `single_features`;
-    `<f>_ids` int64 [N, max_len], zero beyond the length, and `<f>_length` int64 [N]: each sequence feature;
-    `dense` float32 [N, D]: `Schema.dense_features` in order. Output `probability` float32 [N].
-    """
-    inputs = {}
-    single, sequences = single_features(schema), sequence_features(schema)
-    if single:
-        inputs["ids"] = TensorSpec(dtype="int64", shape=(-1, len(single)))
-    for feature in sequences:
-        inputs[f"{feature.name}_ids"] = TensorSpec(dtype="int64", shape=(-1, feature.max_len))
-        inputs[f"{feature.name}_length"] = TensorSpec(dtype="int64", shape=(-1,))
-    if schema.dense_features:
-        inputs["dense"] = TensorSpec(dtype="float32", shape=(-1, len(schema.dense_features)))
-    return Graph(inputs=inputs)
-
-
-def single_features(schema: Schema) -> tuple[str, ...]:
-    """Names of the sparse features with one id, in schema order: the columns of the input `ids`."""
-    return tuple(f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature))
-
-
-def sequence_features(schema: Schema) -> tuple[SequenceFeature, ...]:
-    """The sequence features, in schema order."""
-    return tuple(f for f in schema.sparse_features if isinstance(f, SequenceFeature))
 
 
 def write_bundle(

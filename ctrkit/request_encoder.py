@@ -3,20 +3,15 @@
 import difflib
 from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ctrkit.bundle import plain_graph, sequence_features, single_features
 from ctrkit.encoding import Counts, Encoding
 from ctrkit.errors import UserError
+from ctrkit.graph import Feeds, plain_graph, sequence_features, single_features
 from ctrkit.raw_values import typed_array
 from ctrkit.request import Column, Context, Items, Row
 from ctrkit.schema import Feature, SequenceFeature, Side
-
-Feeds = dict[str, npt.NDArray[Any]]
-"""Inputs of the graph by name: see `ctrkit.bundle.plain_graph`."""
 
 
 @dataclass(frozen=True)

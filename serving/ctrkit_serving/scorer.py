@@ -1,10 +1,10 @@
 """A bundle in ONNX Runtime: one user and N ads in, N click probabilities out."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ import onnxruntime
 from ctrkit.bundle import Bundle
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
+from ctrkit.graph import Feeds, InputCheck, TensorSpec
 from ctrkit.request import Context, Items, Request, Row
-from ctrkit.request_encoder import Feeds, RequestEncoder
+from ctrkit.request_encoder import RequestEncoder
 from ctrkit_serving.denormals import denormals_as_zero
 
 _ORT_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
@@ -33,6 +34,7 @@ class Scorer:
         self.bundle = bundle
         self._session = session
         self._encoder = RequestEncoder(bundle.encoding, ignore_unknown=ignore_unknown)
+        self._check = InputCheck(bundle.encoding)
         self._output = [bundle.manifest.graph.output]
         self._lock = threading.Lock()
         self._counts = self._no_counts()
@@ -72,6 +74,24 @@ class Scorer:
     def score_request(self, request: Request) -> Float32Array:
         """Click probability of each ad of a request, float32 [N]; raises as `score` does."""
         return self.score(request.user, request.items, request.context)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What `score_ids` takes, by name: the inputs of the graph (`ctrkit.graph`). Another bundle may have others."""
+        return self.bundle.manifest.graph.inputs
+
+    def score_ids(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Float32Array:
+        """Click probability of each ad, float32 [N], from arrays that are encoded already; they are not counted.
+
+        Args:
+            inputs: an array for each of `Scorer.inputs`: rows of the embedding tables and scaled numbers, as the
+                bundle's encoding gives them. Integers and floats of other widths are converted.
+
+        Raises:
+            UserError: an input is absent or unknown, has another type or shape, a row lies beyond its table, or a
+                number is not finite.
+        """
+        return self.run(self._check(inputs))
 
     @property
     def counts(self) -> dict[str, Counts]:

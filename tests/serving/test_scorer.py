@@ -291,3 +291,48 @@ def test_encodes_by_the_graph_contract(scorer: Scorer) -> None:
     np.testing.assert_array_equal(feeds["tags_length"], [2, 0, 1, 0])
     assert (feeds["tags_ids"][[1, 3]] == 0).all()
     np.testing.assert_allclose(feeds["dense"][:, 0], [-0.3, 1.5, 0.0, -0.5], rtol=1e-6)
+
+
+def test_scores_ids_as_it_scores_raw_values(scorer: Scorer) -> None:
+    feeds = scorer.encode(USER, ITEMS, CONTEXT)
+    assert scorer.inputs.keys() == feeds.keys()
+    other = {name: x.astype(np.int32) if x.dtype == np.int64 else x.astype(np.float64) for name, x in feeds.items()}
+    for inputs in (feeds, other, {name: np.asfortranarray(x) for name, x in feeds.items()}):
+        np.testing.assert_array_equal(scorer.score_ids(inputs), scorer.score(USER, ITEMS, CONTEXT))
+
+
+def _changed(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda feeds: feeds.update({name: change(feeds[name].copy())})
+
+
+def _set(value: Any) -> Callable[[Any], Any]:
+    def change(array: Any) -> Any:
+        array[-1] = value
+        return array
+
+    return change
+
+
+REFUSED_IDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "absent": (lambda f: f.pop("dense"), "an input 'dense', which is not given"),
+    "unknown": (lambda f: f.update(age=np.zeros(1)), "no input 'age'; it takes ids, recent_ids"),
+    "floats for ids": (_changed("ids", lambda x: x.astype(np.float32)), "'ids' is int64, got float32"),
+    "ids for floats": (_changed("dense", lambda x: x.astype(np.int64)), "'dense' is float32, got int64"),
+    "one dimension": (_changed("ids", lambda x: x[:, 0]), r"'ids' has shape \[-1, 4\] \(-1 is N\), got \[4\]"),
+    "columns": (_changed("ids", lambda x: x[:, :2]), r"'ids' has shape \[-1, 4\] \(-1 is N\), got \[4, 2\]"),
+    "rows": (_changed("dense", lambda x: x[:2]), "'dense' has 2 rows, input 'ids' 4"),
+    "negative": (_changed("ids", _set(-1)), "'ids': a number is negative or beyond its table"),
+    "beyond one table": (_changed("ids", _set([0, 6, 0, 0])), "'ids': a number is negative or beyond its table"),
+    "beyond in a list": (_changed("tags_ids", _set(7)), "'tags_ids': a number is negative or beyond"),
+    "too long": (_changed("recent_length", _set(4)), "'recent_length': a number is negative or beyond"),
+    "not finite": (_changed("dense", _set(np.nan)), "'dense': a number is not finite"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_IDS)
+def test_refuses_ids(scorer: Scorer, case: str) -> None:
+    spoil, message = REFUSED_IDS[case]
+    feeds = dict(scorer.encode(USER, ITEMS, CONTEXT))
+    spoil(feeds)
+    with pytest.raises(UserError, match=message):
+        scorer.score_ids(feeds)
