@@ -18,6 +18,7 @@ import ctrkit
 from ctrkit.atomic import atomic_file
 from ctrkit.config import load_recipe
 from ctrkit.errors import UserError
+from ctrkit_serving.server.command import add_options as add_serve_options
 
 if TYPE_CHECKING:
     from ctrkit.run import Run
@@ -65,6 +66,8 @@ def _extra(options: argparse.Namespace) -> str:
     """The extra that has the packages of a command."""
     if options.command in (_bench, _score):
         return "serve"
+    if options.command is _serve:
+        return "server"
     of_predictions = options.command is _evaluate and not options.recipe.endswith(".toml")
     return "evaluate" if of_predictions or options.command is _compare else "train"
 
@@ -109,8 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_options(compare)
     recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
-    demo = verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores.")
-    _add_run_options(demo)
+    _add_run_options(verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores."))
     bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, one thread.")
     bench.add_argument("bundle", type=Path, nargs="+", help="bundle directories")
     bench.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
     score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
     score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
+    add_serve_options(verb("serve", _serve, "Serve bundles over HTTP and gRPC, new versions without a pause."))
     return parser
 
 
@@ -299,6 +302,12 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     unseen = sum(count["unseen"] for count in counts.values())
     shown = f"{scored.requests:,} requests, {scored.ads:,} ads -> {options.out} ({unseen:,} unseen ids)"
     return {"requests": scored.requests, "ads": scored.ads, "counts": counts, "out": str(options.out), "text": shown}
+
+
+def _serve(options: argparse.Namespace) -> dict[str, Any]:
+    from ctrkit_serving.server.command import serve_command
+
+    return serve_command(options)
 
 
 if __name__ == "__main__":
