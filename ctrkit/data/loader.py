@@ -1,57 +1,80 @@
 """Prepared row groups to shuffled batches, without a Python loop over rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.data.columns import LABEL, WEIGHT
+from ctrkit.data.rows import OrderedRows, RowGroups, Rows
 from ctrkit.errors import UserError
-from ctrkit.schema import Schema, SequenceFeature
+from ctrkit.schema import Schema
+
+SHARDS = 8
+_STREAMED = 65_536  # rows of a buffer that is not shuffled
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Decoded rows: R impressions, S single-valued sparse features, D dense features, L a sequence's max_len."""
+class Share:
+    """What one of several processes reads: the shards [first, stop) of `shards`."""
 
-    single_RS: npt.NDArray[np.int32]
-    sequences: dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]
-    """By feature: rows_RL, padded with zeros, and length_R."""
-    dense_RD: npt.NDArray[np.float32]
-    label_R: npt.NDArray[np.float32]
-    weight_R: npt.NDArray[np.float32]
-    origin_R: npt.NDArray[np.int32]
+    first: int = 0
+    stop: int = 1
+    shards: int = 1
 
-    def __len__(self) -> int:
-        return len(self.label_R)
+    @classmethod
+    def of_process(cls, rank: int, world_size: int, shards: int = SHARDS) -> "Share":
+        """The share of one process.
 
-    def take(self, index: npt.NDArray[np.int64] | slice) -> "_Rows":
-        return _Rows(
-            self.single_RS[index],
-            {name: (rows[index], length[index]) for name, (rows, length) in self.sequences.items()},
-            self.dense_RD[index],
-            self.label_R[index],
-            self.weight_R[index],
-            self.origin_R[index],
-        )
+        Raises:
+            UserError: the shards cannot be dealt evenly.
+        """
+        if shards % world_size:
+            raise UserError(
+                f"{world_size} processes cannot share {shards} shards evenly: start a number that divides it, or set "
+                f"train.shards to a multiple of {world_size} (another value gives other batches)"
+            )
+        each = shards // world_size
+        return cls(rank * each, (rank + 1) * each, shards)
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """Rows in memory, and which of them each batch has."""
+
+    rows: Rows
+    batches: Sequence[npt.NDArray[np.int64]]
 
 
 class Loader:
     """Batches of one part of a prepared log.
 
-    In training the row groups are permuted, gathered into a buffer of about `shuffle_rows` rows, and the rows of the
-    buffer are permuted; the order is a function of (seed, epoch) alone. With `in_log_order` the row groups are read as
-    they lie and only the buffer is permuted: in a log sorted by time, the newest impressions come last, and what is
-    learnt last weighs most when the next day is served. `shuffle_rows=0` keeps the order of the log.
-    Memory: two buffers of `shuffle_rows` rows.
+    In training the row groups are permuted and cut into buffers of `shuffle_rows` rows. A buffer is dealt, as it lies,
+    to `shards` shards; each permutes its rows, and each gives the same number of rows to every batch. Which rows a
+    batch has is a function of (seed, epoch, shards) alone: processes that share the shards read only their own rows and
+    see, together, the batches that one process would see. With `in_log_order` the row groups are read as they lie and
+    only the buffer is permuted: in a log sorted by time, the newest impressions come last, and what is learnt last
+    weighs most when the next day is served. `shuffle_rows=0` keeps the order of the log.
+
+    The next buffer is read while one is used. Memory: two buffers of `shuffle_rows` rows and a row group, divided by
+    the number of processes.
+
+    Args:
+        schema: of the log.
+        files: of the part.
+        batch_size: rows of a batch, over all processes.
+        shuffle_rows: rows of a buffer, over all processes.
+        in_log_order: see above.
+        seed: of the order.
+        share: of this process; all of the log by default.
+        part: (i, n): only the i-th of n even parts of the rows, as they lie, for what is read without shuffling.
+        on_unreadable: called with a message where a row group cannot be read; its rows are left out, the batches are
+            smaller, and `unreadable` counts them. Without it, that is an error.
 
     Raises:
         UserError: a file or a row group cannot be read, or a page is not what was written; names file and row group.
@@ -66,23 +89,20 @@ class Loader:
         shuffle_rows: int = 0,
         in_log_order: bool = False,
         seed: int = 0,
+        share: Share | None = None,
+        part: tuple[int, int] = (0, 1),
+        on_unreadable: Callable[[str], None] | None = None,
     ) -> None:
-        self._schema = schema
-        self._single = [f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature)]
-        self._sequences = {f.name: f.max_len for f in schema.sparse_features if isinstance(f, SequenceFeature)}
-        self._dense = [f.name for f in schema.dense_features]
-        self._keys = [f.name for f in schema.sparse_features]
-        self._files = [_open(path) for path in files]
-        self._groups = [
-            (file, group, self._files[file].metadata.row_group(group).num_rows)
-            for file in range(len(files))
-            for group in range(self._files[file].metadata.num_row_groups)
-        ]
-        self._paths = list(files)
-        self._has_weight = bool(files) and WEIGHT in self._files[0].schema_arrow.names
+        self._groups = RowGroups(schema, files)
+        self.share = share or Share()
         self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
         self._permute_groups = shuffle_rows > 0 and not in_log_order
-        self.num_rows: int = sum(rows for _, _, rows in self._groups)
+        self._on_unreadable = on_unreadable
+        self.unreadable: dict[tuple[Path, int], int] = {}
+        """Rows that could not be read, by file and row group."""
+        rows, (index, count) = self._groups.num_rows, part
+        self._first_row = rows * index // count
+        self.num_rows: int = rows * (index + 1) // count - self._first_row
 
     @property
     def num_batches(self) -> int:
@@ -91,123 +111,101 @@ class Loader:
 
     def origin(self, index: int) -> tuple[Path, int]:
         """File and row group that `Batch.origin_B` means."""
-        file, group, _ = self._groups[index]
-        return self._paths[file], group
+        group = self._groups.groups[index]
+        return self._groups.paths[group.file], group.number
 
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, in the order that (seed, epoch) gives, after the first `skip_batches`."""
-        random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._groups)) if self._permute_groups else np.arange(len(self._groups))
-        produced = 0
-        for rows in self._buffers(order, random):
-            for start in range(0, len(rows), self.batch_size):
-                if produced >= skip_batches:
-                    yield self._batch(rows.take(slice(start, start + self.batch_size)))
-                produced += 1
+        """The batches of one epoch, in the order that (seed, epoch) gives, after the first `skip_batches`.
 
-    def _buffers(self, order: npt.NDArray[np.int64], random: np.random.Generator) -> Iterator[_Rows]:
-        """Buffers whose length is a multiple of the batch size, the last one excepted."""
-        pending: list[_Rows] = []
-        count = 0
-        target = max(self._shuffle_rows, self.batch_size)
-        for index in order:
-            pending.append(self._read(int(index)))
-            count += len(pending[-1])
-            if count >= target:
-                rows = self._permuted(pending, random)
-                whole = len(rows) - len(rows) % self.batch_size
-                yield rows.take(slice(0, whole))
-                pending, count = [rows.take(slice(whole, len(rows)))], len(rows) - whole
-        if count:
-            yield self._permuted(pending, random)
+        What is skipped is not read.
+        """
+        count = len(self._groups.groups)
+        order = np.arange(count)
+        if self._permute_groups:
+            order = np.random.default_rng((self._seed, epoch)).permutation(count)
+        rows = OrderedRows(self._groups, order)
+        per_buffer = -(-max(self._shuffle_rows or _STREAMED, self.batch_size) // self.batch_size)
+        buffers = range(skip_batches // per_buffer, -(-self.num_batches // per_buffer))
+        skip = skip_batches % per_buffer
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(self._buffer, rows, epoch, number, per_buffer) for number in buffers[:1]]
+            for number in buffers:
+                buffer = ahead.pop().result()
+                if number + 1 in buffers:
+                    ahead.append(reader.submit(self._buffer, rows, epoch, number + 1, per_buffer))
+                for index in buffer.batches[skip:]:
+                    yield self._batch(buffer.rows.take(index))
+                skip = 0
 
-    def _permuted(self, parts: list[_Rows], random: np.random.Generator) -> _Rows:
-        rows = _concatenate(parts)
-        return rows.take(random.permutation(len(rows))) if self._shuffle_rows else rows
+    def _buffer(self, rows: OrderedRows, epoch: int, number: int, per_buffer: int) -> _Buffer:
+        """One buffer, as far as it is this process's."""
+        start = number * per_buffer * self.batch_size
+        size = min(self.num_rows - start, per_buffer * self.batch_size)
+        sizes = _batch_sizes(size, self.batch_size)
+        share = self.share
+        before = _dealt(size, self.batch_size, share.first, share.shards)
+        spans: list[list[npt.NDArray[np.int64]]] = [[] for _ in sizes]  # of each batch: rows of each shard
+        first = before
+        for shard in range(share.first, share.stop):
+            stop = _dealt(size, self.batch_size, shard + 1, share.shards)
+            order = np.arange(first, stop)
+            if self._shuffle_rows:
+                order = np.random.default_rng((self._seed, epoch, number, shard)).permutation(order)
+            taken = 0
+            for of_batch, batch in zip(spans, sizes, strict=True):
+                count = batch * (shard + 1) // share.shards - batch * shard // share.shards
+                of_batch.append(order[taken : taken + count])
+                taken += count
+            first = stop
+        base = self._first_row + start
+        found, place, failed = rows.read(base + before, base + first)
+        batches = [np.concatenate(of_batch) - before for of_batch in spans]
+        if failed:
+            self._leave_out(failed)
+            row_of_place = np.full(first - before, -1)
+            row_of_place[place] = np.arange(len(place))
+            batches = [row_of_place[batch] for batch in batches]
+            batches = [batch[batch >= 0] for batch in batches]
+        return _Buffer(found, batches)
 
-    def _read(self, index: int) -> _Rows:
-        file, group, _ = self._groups[index]
-        columns = [LABEL, *([WEIGHT] if self._has_weight else []), *self._keys, *self._dense]
-        try:
-            table = self._files[file].read_row_group(group, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            path = self._paths[file]
-            raise UserError(
-                f"{path}, row group {group}: cannot be read ({error}); run `ctrkit prepare` again"
-            ) from error
-        rows = table.num_rows
-        return _Rows(
-            single_RS=_stack(table, self._single, np.int32),
-            sequences={name: _padded(table[name], length) for name, length in self._sequences.items()},
-            dense_RD=_stack(table, self._dense, np.float32),
-            label_R=table[LABEL].to_numpy(),
-            weight_R=table[WEIGHT].to_numpy() if self._has_weight else np.ones(rows, np.float32),
-            origin_R=np.full(rows, index, np.int32),
-        )
+    def _leave_out(self, failed: Sequence[tuple[int, int, UserError]]) -> None:
+        if self._on_unreadable is None:
+            raise failed[0][2]
+        for index, count, error in failed:
+            origin = self.origin(index)
+            if origin not in self.unreadable:
+                self._on_unreadable(f"{error}; its rows are left out")
+            self.unreadable[origin] = self.unreadable.get(origin, 0) + count
 
-    def _batch(self, rows: _Rows) -> Batch:
-        single = {name: i for i, name in enumerate(self._single)}
-        values, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-        ones = np.ones(len(rows), np.int64)
-        single_SB = np.ascontiguousarray(rows.single_RS.T)
-        for key in self._keys:
-            if key in single:
-                values.append(single_SB[single[key]])
-                lengths.append(ones)
-            else:
-                padded_BL, length_B = rows.sequences[key]
-                values.append(padded_BL[np.arange(padded_BL.shape[1]) < length_B[:, None]])
-                lengths.append(length_B.astype(np.int64))
-        sparse = KeyedJaggedTensor.from_lengths_sync(
-            keys=self._keys,
-            values=torch.from_numpy(np.concatenate(values).astype(np.int64)),
+    def _batch(self, rows: Rows) -> Batch:
+        single, sequences = self._groups.single, self._groups.sequences
+        values = [np.ascontiguousarray(rows.single_RS.T, dtype=np.int64).reshape(-1)]
+        lengths = [np.ones(len(rows) * len(single), np.int64)]
+        for name in sequences if len(rows) else ():
+            padded_BL, length_B = rows.sequences[name]
+            values.append(padded_BL[np.arange(padded_BL.shape[1]) < length_B[:, None]].astype(np.int64))
+            lengths.append(length_B.astype(np.int64))
+        sparse = KeyedJaggedTensor(
+            keys=[*single, *sequences],
+            values=torch.from_numpy(np.concatenate(values)),
             lengths=torch.from_numpy(np.concatenate(lengths)),
+            stride=len(rows),
         )
         return Batch(
             sparse=sparse,
-            dense_BD=torch.from_numpy(np.ascontiguousarray(rows.dense_RD)),
+            dense_BD=torch.from_numpy(np.ascontiguousarray(rows.dense_RD)).view(len(rows), len(self._groups.dense)),
             label_B=torch.from_numpy(np.array(rows.label_R)),
             weight_B=torch.from_numpy(np.array(rows.weight_R)),
             origin_B=torch.from_numpy(rows.origin_R.astype(np.int64)),
         )
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `ctrkit prepare` again") from error
+def _batch_sizes(rows: int, batch_size: int) -> list[int]:
+    whole, rest = divmod(rows, batch_size)
+    return [batch_size] * whole + ([rest] if rest else [])
 
 
-def _stack(table: pa.Table, names: Sequence[str], dtype: Any) -> npt.NDArray[Any]:
-    out = np.empty((table.num_rows, len(names)), dtype)
-    for i, name in enumerate(names):
-        out[:, i] = table[name].to_numpy()
-    return out
-
-
-def _padded(column: pa.ChunkedArray, max_len: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    lists = column.combine_chunks()
-    length_R = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int32)
-    padded_RL = np.zeros((len(lists), max_len), np.int32)
-    padded_RL[np.arange(max_len) < length_R[:, None]] = lists.flatten().to_numpy()
-    return padded_RL, length_R
-
-
-def _concatenate(parts: Sequence[_Rows]) -> _Rows:
-    if len(parts) == 1:
-        return parts[0]
-    return _Rows(
-        np.concatenate([p.single_RS for p in parts]),
-        {
-            name: (
-                np.concatenate([p.sequences[name][0] for p in parts]),
-                np.concatenate([p.sequences[name][1] for p in parts]),
-            )
-            for name in parts[0].sequences
-        },
-        np.concatenate([p.dense_RD for p in parts]),
-        np.concatenate([p.label_R for p in parts]),
-        np.concatenate([p.weight_R for p in parts]),
-        np.concatenate([p.origin_R for p in parts]),
-    )
+def _dealt(rows: int, batch_size: int, shard: int, shards: int) -> int:
+    """Rows of a buffer that the shards before `shard` have."""
+    whole, rest = divmod(rows, batch_size)
+    return whole * (batch_size * shard // shards) + rest * shard // shards

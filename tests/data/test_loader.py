@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ctrkit.data.batch import Batch
 from ctrkit.data.columns import GROUP, LABEL, WEIGHT
-from ctrkit.data.loader import Loader
+from ctrkit.data.loader import Loader, Share
+from ctrkit.data.rows import RowGroups, Rows
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
 
@@ -84,7 +85,7 @@ def rows_of(batches: Sequence[Batch]) -> list[int]:
 
 def values_of(batch: Batch) -> list[dict[str, Any]]:
     """A batch as one dictionary an impression."""
-    jagged = batch.sparse.to_dict()
+    jagged = batch.sparse.to_dict() if len(batch) else {}
     lists = {name: [t.tolist() for t in jagged[name].to_dense()] for name in jagged}
     return [
         {
@@ -217,7 +218,7 @@ def test_origin_names_file_and_row_group(files: list[Path]) -> None:
 def test_no_sparse_features(files: list[Path]) -> None:
     batches = list(Loader(schema(["row", "price"]), files, batch_size=10).epoch())
     assert rows_of(batches) == list(range(ROWS))
-    assert all(batch.sparse.keys() == [] and batch.dense_BD.shape == (len(batch), 2) for batch in batches)
+    assert all(list(batch.sparse.keys()) == [] and batch.dense_BD.shape == (len(batch), 2) for batch in batches)
 
 
 def test_no_dense_features(files: list[Path]) -> None:
@@ -249,10 +250,8 @@ def test_a_damaged_row_group_is_named(tmp_path: Path, column: str) -> None:
     file = write(tmp_path / "log.parquet", prepared(300), [100] * 3)
     _damage(file, 1, column)
     loader = Loader(schema(), [file], batch_size=100)
-    batches = loader.epoch()
-    assert len(next(batches)) == 100
     with pytest.raises(UserError, match=r"log\.parquet, row group 1: cannot be read .*prepare"):
-        list(batches)
+        list(loader.epoch())
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
@@ -260,3 +259,99 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"log\.parquet: cannot be read .*prepare"):
         Loader(schema(), [file], batch_size=100)
+
+
+# --- several processes
+
+
+def shares(files: Sequence[Path], processes: int, *, shards: int = 4, **settings: Any) -> list[list[Batch]]:
+    """The batches of each process."""
+    loaders = [
+        Loader(schema(), files, share=Share.of_process(rank, processes, shards), **settings)
+        for rank in range(processes)
+    ]
+    assert len({loader.num_batches for loader in loaders}) == 1
+    return [list(loader.epoch(1)) for loader in loaders]
+
+
+@given(
+    batch_size=st.integers(1, 40),
+    shuffle_rows=st.integers(1, 45),
+    processes=st.sampled_from([1, 2, 4]),
+    in_log_order=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_processes_together_see_the_batches_that_one_sees(
+    files: list[Path], batch_size: int, shuffle_rows: int, processes: int, in_log_order: bool
+) -> None:
+    """Whatever the number of processes: so a run may go on with another number."""
+    how = {"batch_size": batch_size, "shuffle_rows": shuffle_rows, "in_log_order": in_log_order}
+    (alone,) = shares(files, 1, **how)
+    together = zip(*shares(files, processes, **how), strict=True)
+    for batch, parts in zip(alone, together, strict=True):
+        assert rows_of([batch]) == rows_of(parts)
+        assert [values for part in parts for values in values_of(part)] == values_of(batch)
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 4 // processes  # a row a shard
+    assert sorted(rows_of(alone)) == list(range(ROWS))
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read from now on."""
+    read: list[int] = []
+    original = RowGroups.read
+
+    def noted(self: RowGroups, index: int) -> Rows:
+        read.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(RowGroups, "read", noted)
+    return read
+
+
+def test_a_process_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "log.parquet", prepared(400), [40] * 10)
+    loader = Loader(schema(), [file], batch_size=40, shuffle_rows=400, share=Share.of_process(1, 2, 2))
+    read = reads(monkeypatch)
+    rows = rows_of(list(loader.epoch()))
+    assert len(read) == len(set(read)) == 5
+    assert {row // 40 for row in rows} == set(read)
+    assert len(rows) == 200
+
+
+def test_what_is_skipped_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "log.parquet", prepared(400), [40] * 10)
+    loader = Loader(schema(), [file], batch_size=10, shuffle_rows=80, seed=4)
+    read = reads(monkeypatch)
+    assert len(list(loader.epoch(0, skip_batches=26))) == 14
+    assert len(read) == 4
+
+
+def test_parts_of_the_rows_follow_each_other(files: list[Path]) -> None:
+    loaders = [Loader(schema(), files, batch_size=4, part=(index, 3)) for index in range(3)]
+    assert [row for loader in loaders for row in rows_of(list(loader.epoch()))] == list(range(ROWS))
+    assert max(loader.num_rows for loader in loaders) - min(loader.num_rows for loader in loaders) <= 1
+
+
+def test_shards_that_cannot_be_dealt_evenly() -> None:
+    with pytest.raises(UserError, match=r"3 processes cannot share 8 shards evenly.*train\.shards"):
+        Share.of_process(0, 3, 8)
+
+
+# --- unreadable row groups
+
+
+@pytest.mark.parametrize("shuffle_rows", [0, 150])
+def test_an_unreadable_row_group_is_left_out_and_counted_if_asked(tmp_path: Path, shuffle_rows: int) -> None:
+    file = write(tmp_path / "log.parquet", prepared(300), [100] * 3)
+    _damage(file, 1, "price")
+    said: list[str] = []
+    loader = Loader(schema(), [file], batch_size=40, shuffle_rows=shuffle_rows, on_unreadable=said.append)
+    for _ in range(2):
+        batches = list(loader.epoch())
+        assert sorted(rows_of(batches)) == [*range(100), *range(200, 300)]
+        assert len(batches) == loader.num_batches
+    assert loader.unreadable == {(file, 1): 200}
+    (message,) = said
+    assert "log.parquet, row group 1: cannot be read" in message
+    assert "left out" in message

@@ -320,10 +320,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(StopIteration):
         run.fit(train, evaluate)  # two evaluations, then the script ends: as if it were killed
     last = (tmp_path / "run" / "last.pt").read_bytes()
-    poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=50)
+    poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=56)
     train = small_run.loader(poisoned)
     step, batch = next((i + 1, b) for i, b in enumerate(train.epoch(2)) if b.dense_BD.isnan().any())
-    assert batch.origin_B[0] != 2  # 50 // 24: the batch starts with an impression of another row group
+    assert batch.origin_B[0] != 2  # 56 // 24: the batch starts with an impression of another row group
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.7]))
@@ -342,12 +342,12 @@ def test_the_row_group_of_a_label_or_weight_that_is_not_finite_is_named(
     train = small_run.loader(log)
     run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train)
     batch = next(train.epoch())
-    assert batch.origin_B[15] != batch.origin_B[0]
-    broken = getattr(batch, f"{value}_B").index_fill(0, torch.tensor([15]), math.inf)
+    assert batch.origin_B[14] != batch.origin_B[0]
+    broken = getattr(batch, f"{value}_B").index_fill(0, torch.tensor([14]), math.inf)
     monkeypatch.setattr(train, "epoch", lambda *_, **__: iter([dataclasses.replace(batch, **{f"{value}_B": broken})]))
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.5]))
-    assert f"{log}, row group {batch.origin_B[15]}, holds a value that is not finite" in str(caught.value)
+    assert f"{log}, row group {batch.origin_B[14]}, holds a value that is not finite" in str(caught.value)
     assert "diverged" not in str(caught.value)
 
 
