@@ -43,10 +43,13 @@ def test_the_first_error_is_raised_after_what_came_before_it() -> None:
     def fail(name: str) -> str:
         raise ValueError(name)
 
+    work: list[tuple[int, list[Callable[[], str]]]] = [
+        (0, [partial(str, "ok")]),
+        (1, [partial(fail, "first")]),
+        (2, [partial(fail, "other")]),
+    ]
     seen = []
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match="first"):  # noqa: PT012
-        for context, _ in in_order(
-            pool, [(0, [lambda: "ok"]), (1, [partial(fail, "first")]), (2, [partial(fail, "x")])]
-        ):
+        for context, _ in in_order(pool, work):
             seen.append(context)
     assert seen == [0]
