@@ -12,7 +12,17 @@ import numpy.typing as npt
 from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.grpc_messages import MESSAGES, SERVICE
 from ctrkit_serving.server.model import no_such_output
-from ctrkit_serving.server.protocol import DTYPES, RequestError, Tensor, bad, check_shape, from_bytes, short, text_of
+from ctrkit_serving.server.protocol import (
+    DTYPES,
+    RequestError,
+    Tensor,
+    bad,
+    check_shape,
+    from_bytes,
+    short,
+    text_of,
+    timeout_s,
+)
 from ctrkit_serving.server.rest import SERVER
 from ctrkit_serving.server.service import Job, Loaded, Manage, Service
 from ctrkit_serving.server.settings import MODEL_NAME, Settings
@@ -138,11 +148,8 @@ class _Calls:
     async def _infer(self, request: Any, context: Any) -> Any:
         loaded = self._service.find(request.model_name, request.model_version or None)
         outcome: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
-        remaining = context.time_remaining()
-        given = _parameters(request.parameters).get("timeout")
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given <= 0):
-            raise bad("parameter 'timeout' is a whole number of microseconds above zero")
-        limits = [limit for limit in (remaining, None if given is None else given / 1e6) if limit is not None]
+        given = context.time_remaining(), timeout_s(_parameters(request.parameters))
+        limits = [limit for limit in given if limit is not None]
         job = _InferJob(request, loaded, outcome)
         self._service.submit(job, min(limits, default=None))
         try:

@@ -183,6 +183,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep the connection for answers that are under way; the last of them ends it."""
         self._eof = True
+        if self._in_request and not self._deaf:
+            self._fail(RequestError(400, "bad_request", "the connection ended before the request did"))
         return bool(self._exchanges) and self._ending is None
 
     def pause_writing(self) -> None:

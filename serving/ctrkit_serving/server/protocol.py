@@ -6,6 +6,7 @@ Specifications: kserve/open-inference-protocol, `specification/protocol/inferenc
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,16 +57,21 @@ class InferRequest:
 
     def timeout_s(self) -> float | None:
         """Seconds that its sender gives it: the parameter `timeout`, in microseconds, as Triton has it."""
-        micros = self.parameters.get("timeout")
-        if micros is None:
-            return None
-        if isinstance(micros, bool) or not isinstance(micros, int) or micros <= 0:
-            raise bad("parameter 'timeout' is a whole number of microseconds above zero")
-        return micros / 1e6
+        return timeout_s(self.parameters)
+
+
+def timeout_s(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds of the parameter `timeout`."""
+    micros = parameters.get("timeout")
+    if micros is None:
+        return None
+    if isinstance(micros, bool) or not isinstance(micros, int) or not 0 < micros < 2**53:
+        raise bad("parameter 'timeout' is a whole number of microseconds above zero")
+    return micros / 1e6
 
 
 def load_json(text: bytes | memoryview) -> Any:
-    """What `json.loads` gives, of strict JSON: no NaN, no infinity, no key twice."""
+    """What `json.loads` gives, of strict JSON: no NaN, no infinity."""
     try:
         return json.loads(bytes(text).decode(), parse_constant=_no_constant, parse_float=_finite)
     except RequestError:
@@ -236,7 +242,8 @@ def from_list(name: str, datatype: str, shape: list[int], size: int, data: Any) 
     if wrong:
         raise bad(f"input '{short(name)}': {datatype} holds no {wrong.pop().__name__}")
     try:
-        values = np.array([0 if v is None else v for v in flat] if type(None) in found else flat, dtype or object)
+        with np.errstate(over="ignore"):  # an infinity is refused below
+            values = np.array([0 if v is None else v for v in flat] if type(None) in found else flat, dtype or object)
     except (OverflowError, ValueError) as error:
         raise bad(f"input '{short(name)}': {short(error)}") from error
     if dtype is not None and dtype.kind == "f" and not np.isfinite(values).all():

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ctrkit.errors import UserError
 from ctrkit_serving.server import control
-from ctrkit_serving.server.board import BEAT_S, SCORE_EDGES, Board, State
+from ctrkit_serving.server.board import BEAT_S, Board, State
 from ctrkit_serving.server.deploy import Deployer
 from ctrkit_serving.server.settings import Settings
 from ctrkit_serving.server.store import scan
@@ -286,7 +286,8 @@ class Supervisor:
         if self._kill_at is None or any(slot.pid for slot in self.slots):
             return False
         self._deployer.stop()
-        self._listener.close()
+        for end in (self._listener, *self._wakeup):
+            end.close()
         return True
 
     def _reserve(self, port: int) -> int:
@@ -300,13 +301,6 @@ def how_it_ended(status: int) -> dict[str, Any]:
     if os.WIFSIGNALED(status):
         return {"signal": signal.Signals(os.WTERMSIG(status)).name}
     return {"exit_code": os.waitstatus_to_exitcode(status)}
-
-
-def empty_scores() -> Any:
-    """No score in any bucket."""
-    import numpy as np
-
-    return np.zeros(len(SCORE_EDGES) + 1, np.int64)
 
 
 def _kill(pid: int) -> None:
