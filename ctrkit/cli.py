@@ -106,11 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(evaluate)
     _add_predictions_options(evaluate)
-    compare = verb(
-        "compare", _compare, "Is a variant better than the baseline? Paired over users and seeds, with churn."
+    _add_compare_options(
+        verb("compare", _compare, "Is a variant better than the baseline? Paired over users and seeds, with churn.")
     )
-    _add_compare_options(compare)
-    recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
+    _add_export_options(recipe_verb("export", _export, "Write the bundle that goes online: the network that ships."))
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
     _add_run_options(verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores."))
     bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, one thread.")
@@ -152,6 +151,11 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
                        "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
     group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
     group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", metavar="ADS", help="Parquet file with a row an ad, for an item table: export.items")
+    parser.add_argument("--item-key", metavar="COLUMN", help="its column that names an ad: export.item_key")
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +251,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"export.items": options.items, "export.item_key": options.item_key}
+    options.set = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value)]
     bundle = _open_run(options, options.recipe).bundle
     manifest = bundle.manifest.model_dump(mode="json")
     return {"bundle": str(bundle.directory), "manifest": manifest, "text": f"{bundle.directory}"}

@@ -64,24 +64,28 @@ def as_json(feeds: dict[str, Any]) -> list[dict[str, Any]]:
     return [_spec(n, types[a.dtype.name], list(a.shape), a.tolist()) for n, a in feeds.items()]
 
 
+def _ids(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(i for i in inputs if i["name"] == "ids_item")
+
+
 IDS = {
     "wrong name": (lambda i: i[0].update(name="idz"), "no input 'idz'"),
-    "absent": (lambda i: i.pop(0), "no input 'recent_ids'; it takes"),
-    "wrong type": (lambda i: i[0].update(datatype="FP32"), "'ids' is int64, got float32"),
-    "wrong shape": (lambda i: i[0].update(shape=[8, 2]), r"'ids' has shape"),
-    "fewer ads": (lambda i: i[-1].update(shape=[2, 2], data=i[-1]["data"][:2]), "'dense' has 2 rows"),
-    "row beyond the table": (lambda i: i[0]["data"][0].__setitem__(0, 10**6), "beyond its table"),
-    "negative row": (lambda i: i[0]["data"][0].__setitem__(0, -1), "negative or beyond its table"),
-    "null": (lambda i: i[0]["data"][0].__setitem__(0, None), "'ids' is int64, got object"),
-    "text": (lambda i: i[0]["data"][0].__setitem__(0, "7"), "INT64 holds no str"),
-    "truth": (lambda i: i[0]["data"][0].__setitem__(0, True), "INT64 holds no bool"),
-    "fraction": (lambda i: i[0]["data"][0].__setitem__(0, 1.5), "INT64 holds no float"),
-    "too many values": (lambda i: i[0].update(data=[[1] * 5] * 4), "20 values, shape .* has 16"),
-    "too few values": (lambda i: i[0].update(data=[1]), "1 values, shape .* has 16"),
-    "negative size": (lambda i: i[0].update(shape=[-4, 4]), "size -4 in its shape"),
-    "overflowing shape": (lambda i: i[0].update(shape=[2**30, 2**30]), "its shape has"),
-    "unknown type": (lambda i: i[0].update(datatype="BF16"), "datatype BF16; known are"),
-    "no data": (lambda i: i[0].pop("data"), "neither 'data' nor"),
+    "absent": (lambda i: i.pop(0), "an input 'ids_user', which is not given"),
+    "wrong type": (lambda i: _ids(i).update(datatype="FP32"), "'ids_item' is int64, got float32"),
+    "wrong shape": (lambda i: _ids(i).update(shape=[4, 2, 1]), r"'ids_item' has shape"),
+    "fewer ads": (lambda i: i[-1].update(shape=[2, 2], data=i[-1]["data"][:2]), "'dense_item' has 2 rows"),
+    "row beyond the table": (lambda i: _ids(i)["data"][0].__setitem__(0, 10**6), "beyond its table"),
+    "negative row": (lambda i: _ids(i)["data"][0].__setitem__(0, -1), "negative or beyond its table"),
+    "null": (lambda i: _ids(i)["data"][0].__setitem__(0, None), "'ids_item' is int64, got object"),
+    "text": (lambda i: _ids(i)["data"][0].__setitem__(0, "7"), "INT64 holds no str"),
+    "truth": (lambda i: _ids(i)["data"][0].__setitem__(0, True), "INT64 holds no bool"),
+    "fraction": (lambda i: _ids(i)["data"][0].__setitem__(0, 1.5), "INT64 holds no float"),
+    "too many values": (lambda i: _ids(i).update(data=[[1] * 5] * 4), "20 values, shape .* has 8"),
+    "too few values": (lambda i: _ids(i).update(data=[1]), "1 values, shape .* has 8"),
+    "negative size": (lambda i: _ids(i).update(shape=[-4, 4]), "size -4 in its shape"),
+    "overflowing shape": (lambda i: _ids(i).update(shape=[2**30, 2**30]), "its shape has"),
+    "unknown type": (lambda i: _ids(i).update(datatype="BF16"), "datatype BF16; known are"),
+    "no data": (lambda i: _ids(i).pop("data"), "neither 'data' nor"),
 }
 
 
@@ -96,9 +100,9 @@ def test_says_what_is_wrong_with_an_input(server: Server, feeds: dict[str, Any],
 
 
 def test_nan_is_refused_by_name(server: Server, feeds: dict[str, Any]) -> None:
-    body, headers = binary_body({**feeds, "dense": np.full_like(feeds["dense"], np.nan)})
+    body, headers = binary_body({**feeds, "dense_item": np.full_like(feeds["dense_item"], np.nan)})
     status, answer = server.call("POST", INFER, body, **headers)
-    assert (status, answer["error"]) == (400, "input 'dense': NaN or infinity; every number must be finite")
+    assert (status, answer["error"]) == (400, "input 'dense_item': NaN or infinity; every number must be finite")
     status, answer = server.call("POST", "/v2/models/tiny/score", b'{"user": {}, "items": [{"ctr": NaN}]}')
     assert (status, answer["error"]) == (400, "NaN is not JSON; null stands for a missing value")
 
