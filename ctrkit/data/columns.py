@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.data.source import Chunk, ClickLog, require_columns
-from ctrkit.data.text_keys import text_keys
 from ctrkit.encoding import Float32Array
 from ctrkit.errors import UserError
-from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, keys_of, typed_array
+from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, typed_array
 from ctrkit.schema import DenseFeature, Feature, Schema, SequenceFeature
 
 LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
@@ -132,18 +131,6 @@ def to_numpy(array: pa.Array) -> npt.NDArray[Any]:
     return out
 
 
-def id_keys(array: pa.Array, raw_type: RawType, name: str) -> tuple[Int64Array, BoolArray]:
-    """`ctrkit.raw_values.keys_of` each id of feature `name`, and where there is none (null or NaN).
-
-    Raises:
-        UserError: ids stored as floats that are no whole numbers or that floats cannot hold; texts not in UTF-8.
-    """
-    if raw_type == "string":
-        return text_keys(array, name), to_numpy(array.is_null())
-    values_N, missing_N = numbers(array, raw_type, name)
-    return keys_of(values_N, missing_N), missing_N
-
-
 def numbers(array: pa.Array, raw_type: RawType, name: str) -> tuple[npt.NDArray[Any], BoolArray]:
     """Values of a feature as `ctrkit.raw_values.typed_array` gives them, and where there are none (null or NaN).
 
@@ -156,21 +143,6 @@ def numbers(array: pa.Array, raw_type: RawType, name: str) -> tuple[npt.NDArray[
     filled = array.fill_null(False if pa.types.is_boolean(array.type) else 0) if array.null_count else array
     values_N, nan_N = typed_array(to_numpy(filled), raw_type, name)
     return values_N, missing_N | nan_N
-
-
-def distinct(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """Values of a column, each once, maybe with others that it lacks, and for each row the place of its value.
-
-    Null is a value.
-    """
-    if pa.types.is_integer(array.type) and not array.null_count and len(array):
-        values_N = to_numpy(array)
-        low, high = int(values_N.min()), int(values_N.max())
-        if high - low < len(array) // 4 and high < 2**63:  # close together: no need to hash them
-            return pa.array(np.arange(high - low + 1) + low), (values_N.astype(np.int64) - low).astype(np.int32)
-    if not pa.types.is_dictionary(array.type) or array.dictionary.null_count or array.null_count:
-        array = decoded(array).dictionary_encode(null_encoding="encode")
-    return array.dictionary, to_numpy(array.indices).astype(np.int32, copy=False)
 
 
 def cut_lists(array: pa.Array, max_len: int) -> Lists:

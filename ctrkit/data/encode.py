@@ -3,7 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from ctrkit.data.columns import cut_lists, dense_values, distinct, id_keys
+from ctrkit.data.columns import cut_lists, dense_values
+from ctrkit.data.ids import distinct, id_keys
 from ctrkit.encoding import MISSING, UNSEEN, Counts, Encoding
 from ctrkit.errors import UserError
 from ctrkit.schema import CategoricalFeature, DenseFeature, Feature, SequenceFeature

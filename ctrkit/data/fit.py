@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ctrkit.data.columns import cut_lists, dense_values, distinct, id_keys, labels, raw_types_of
+from ctrkit.data.columns import cut_lists, dense_values, labels, raw_types_of
+from ctrkit.data.ids import distinct, id_keys, text_checks
 from ctrkit.data.in_order import in_order
 from ctrkit.data.sampling import Reservoir, quantiles
 from ctrkit.data.source import Chunk
 from ctrkit.data.split import SplitLog
-from ctrkit.data.text_keys import text_checks
 from ctrkit.encoding import Buckets, Encoding, Float32Array, HashBuckets, Scaling, Table, Vocabulary
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array, RawType, signed_log

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrkit.data.ahead import read_ahead
-from ctrkit.data.columns import cut_lists, distinct
+from ctrkit.data.columns import cut_lists
+from ctrkit.data.ids import distinct
 
 TYPES = [pa.int8(), pa.int16(), pa.uint8(), pa.int64(), pa.uint64()]
 
@@ -28,6 +29,20 @@ def test_distinct_values_give_the_column_back(kind: pa.DataType, data: st.DataOb
         found, codes_N = distinct(column)
         assert found.take(pa.array(codes_N)).to_pylist() == column.to_pylist()
         assert len(set(found.to_pylist())) == len(found)
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.sampled_from("abcdefgh"), max_size=200), st.integers(0, 150), st.integers(0, 50))
+def test_distinct_values_of_a_large_dictionary_are_those_that_stand_here(
+    values: list[str | None], first: int, length: int
+) -> None:
+    """A dictionary may be of a whole file, hold null, and have indices too small for one value more."""
+    dictionary = pa.array([*"abcdefgh", None, *(f"x{i}" for i in range(119))])
+    indices = pa.array([None if v is None else "abcdefgh".index(v) for v in values], pa.int8())
+    column = pa.DictionaryArray.from_arrays(indices, dictionary).slice(first, length)
+    found, codes_N = distinct(column)
+    assert found.take(pa.array(codes_N)).to_pylist() == column.to_pylist() == values[first : first + length]
+    assert len(column) >= 128 or set(found.to_pylist()) == set(column.to_pylist())
 
 
 def test_close_integers_at_the_end_of_the_range_stay_integers() -> None:

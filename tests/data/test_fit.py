@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrkit.data import columns, source
 from ctrkit.data import fit as fit_module
+from ctrkit.data import ids, source
 from ctrkit.data.fit import Fitted, KeyCounts, fit
 from ctrkit.data.split import open_split
 from ctrkit.encoding import Buckets, HashBuckets, Vocabulary
@@ -190,7 +190,7 @@ def test_key_counts_are_those_of_a_counter(chunks: list[list[tuple[int, int]]], 
 
 
 def test_strings_of_equal_hash_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "text_keys", lambda texts, name: np.array([len(t) for t in texts.to_pylist()]))
+    monkeypatch.setattr(ids, "text_keys", lambda texts, name: np.array([len(t) for t in texts.to_pylist()]))
     monkeypatch.setattr(source, "CHUNK_ROWS", 7)
     fitted = fit_columns(tmp_path, {"x": {"side": "item"}}, x=["aa", "bb", "c", "bb"] * 10)
     assert fitted.warnings == ["table 'x': 1 ids share a row with another id of equal hash"]

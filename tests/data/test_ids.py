@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrkit.data import text_keys as module
-from ctrkit.data.text_keys import text_checks, text_keys
+from ctrkit.data import ids as module
+from ctrkit.data.ids import text_checks, text_keys
 from ctrkit.errors import UserError
 from ctrkit.raw_values import MAX_STRING, hash_strings
 

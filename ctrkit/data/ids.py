@@ -1,4 +1,4 @@
-"""Keys of a column of texts, hashed where Arrow holds them: no Python object is made of a text in ASCII."""
+"""Ids of a column: each distinct one, and its key; texts are hashed where Arrow holds them, without Python objects."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,49 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ctrkit.data.columns import numbers, to_numpy
 from ctrkit.errors import UserError
-from ctrkit.raw_values import MAX_STRING, BoolArray, Int64Array, hash_code_points, hash_strings, mix
+from ctrkit.raw_values import MAX_STRING, BoolArray, Int64Array, RawType, hash_code_points, hash_strings, keys_of, mix
 
 _BLOCK = 8192  # texts hashed at a time, so that they stay in the cache
 _WORD = 8
 
 Bytes = npt.NDArray[np.uint8]
+
+
+def distinct(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """Values of a column, each once, maybe with others that it lacks, and for each row the place of its value.
+
+    Null is a value.
+    """
+    if pa.types.is_integer(array.type) and not array.null_count and len(array):
+        values_N = to_numpy(array)
+        low, high = int(values_N.min()), int(values_N.max())
+        if high - low < len(array) // 4 and high < 2**63:  # close together: no need to hash them
+            return pa.array(np.arange(high - low + 1) + low), (values_N.astype(np.int64) - low).astype(np.int32)
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode(null_encoding="encode")
+        return array.dictionary, to_numpy(array.indices).astype(np.int32, copy=False)
+    values, codes = array.dictionary, array.indices.cast(pa.int32())
+    if codes.null_count:
+        values, codes = pa.concat_arrays([values, pa.nulls(1, values.type)]), codes.fill_null(len(values))
+    codes_N = to_numpy(codes)
+    if len(values) > len(array):  # of a whole row group, or of a file: those that stand here
+        used_V = np.bincount(codes_N, minlength=len(values)) > 0
+        return values.filter(pa.array(used_V)), (np.cumsum(used_V, dtype=np.int32) - 1)[codes_N]
+    return values, codes_N
+
+
+def id_keys(array: pa.Array, raw_type: RawType, name: str) -> tuple[Int64Array, BoolArray]:
+    """`ctrkit.raw_values.keys_of` each id of feature `name`, and where there is none (null or NaN).
+
+    Raises:
+        UserError: ids stored as floats that are no whole numbers or that floats cannot hold; texts not in UTF-8.
+    """
+    if raw_type == "string":
+        return text_keys(array, name), to_numpy(array.is_null())
+    values_N, missing_N = numbers(array, raw_type, name)
+    return keys_of(values_N, missing_N), missing_N
 
 
 def text_keys(texts: pa.Array, name: str) -> Int64Array:
