@@ -14,7 +14,7 @@ from typing import Any
 
 LIBRARIES = (
     "numpy", "torch", "torchrec", "fbgemm-gpu-cpu", "onnxruntime", "onnx", "pandas", "pyarrow", "polars",
-    "scikit-learn", "scipy", "fuxictr", "deepctr-torch",
+    "scikit-learn", "scipy", "fuxictr", "deepctr-torch", "openvino", "torch-rechub",
 )  # fmt: skip
 
 
