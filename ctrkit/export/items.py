@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from ctrkit.bundle import ItemTableEntry, TablePrecision
 from ctrkit.data.columns import decoded
-from ctrkit.data.ids import id_keys
 from ctrkit.data.encode import encode_feature
+from ctrkit.data.ids import id_keys
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.export.parity import Graph
