@@ -236,6 +236,25 @@ def oracles(chunk: Chunk, column: str) -> Float64Array:
     return _finite(chunk, column, "oracle", 0.0, 1.0)
 
 
+def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
+    """The time column as numbers that order the rows: int64 (of timestamps and dates, too) or float64.
+
+    Raises:
+        UserError: it holds anything else, or a row has no time.
+    """
+    times = chunk.columns.column(column)
+    kind = times.type
+    if pa.types.is_temporal(kind):
+        times = times.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"{chunk.file}: time column '{column}' is {kind}; write numbers, timestamps or dates")
+    values_N = to_numpy(times.fill_null(0))
+    missing_N = to_numpy(times.is_null(nan_is_null=True))
+    if missing_N.any():
+        raise UserError(f"{chunk.place(int(np.argmax(missing_N)))}: time column '{column}' is empty; drop such rows")
+    return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)
+
+
 def _finite(chunk: Chunk, column: str, role: str, low: float, high: float) -> Float64Array:
     array = chunk.columns.column(column)
     if not _is_number(array.type):

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ctrkit.data.columns import cut_lists, dense_values, labels, raw_types_of
+from ctrkit.data.counting import KeyCounts, Moments
 from ctrkit.data.ids import distinct, id_keys, text_checks
 from ctrkit.data.in_order import in_order
 from ctrkit.data.sampling import Reservoir, quantiles
@@ -23,92 +24,8 @@ from ctrkit.data.source import Chunk
 from ctrkit.data.split import SplitLog
 from ctrkit.encoding import Buckets, Encoding, Float32Array, HashBuckets, Scaling, Table, Vocabulary
 from ctrkit.errors import UserError
-from ctrkit.raw_values import Float64Array, Int64Array, RawType, signed_log
+from ctrkit.raw_values import RawType, signed_log
 from ctrkit.schema import CategoricalFeature, DenseFeature, Feature, Schema, SequenceFeature, table_of
-
-_MERGE = 1 << 20  # new keys that wait before they are merged into the sorted ones
-
-
-@dataclass
-class KeyCounts:
-    """How often each 64-bit key occurred, and whether two different ids share one."""
-
-    keys_V: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    counts_V: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    checks_V: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    """A second, unrelated hash of each id: where it differs for one key, two ids have that key."""
-    _shared: set[tuple[int, int]] = field(default_factory=set)
-    """Key and check of the ids that share a key."""
-    _waiting: list[tuple[Int64Array, Int64Array, Int64Array]] = field(default_factory=list)
-    _num_waiting: int = 0
-
-    @property
-    def collisions(self) -> int:
-        """Ids that share a key with another one, beyond the first of each key."""
-        return len(self._shared) - len({key for key, _ in self._shared})
-
-    def add(self, keys_D: Int64Array, counts_D: Int64Array, checks_D: Int64Array) -> None:
-        """Count keys, each `counts_D` times."""
-        self._waiting.append((keys_D, counts_D, checks_D))
-        self._num_waiting += len(keys_D)
-        if self._num_waiting > max(_MERGE, len(self.keys_V) // 4):  # so that each key is moved O(log) times
-            self.merge()
-
-    def merge(self) -> None:
-        """Bring `keys_V` (sorted), `counts_V` and `collisions` up to date."""
-        if self._num_waiting == 0:
-            return
-        keys, counts, checks = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
-        self._waiting, self._num_waiting = [], 0
-        order = np.argsort(keys)
-        keys, counts, checks = keys[order], counts[order], checks[order]
-        first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-        self._compare(keys, checks, np.repeat(checks[first], np.diff(first, append=len(keys))))
-        keys, counts, checks = keys[first], np.add.reduceat(counts, first), checks[first]
-        place = self.keys_V.searchsorted(keys)
-        known = np.zeros(len(keys), np.bool_)
-        if len(self.keys_V):
-            known = self.keys_V.take(place, mode="clip") == keys
-        self._compare(keys[known], checks[known], self.checks_V[place[known]])
-        self.counts_V[place[known]] += counts[known]
-        new = ~known
-        if new.any():  # seldom, once most ids are known
-            self.keys_V = np.insert(self.keys_V, place[new], keys[new])
-            self.counts_V = np.insert(self.counts_V, place[new], counts[new])
-            self.checks_V = np.insert(self.checks_V, place[new], checks[new])
-
-    def _compare(self, keys: Int64Array, checks: Int64Array, others: Int64Array) -> None:
-        for i in np.flatnonzero(checks != others):
-            self._shared |= {(int(keys[i]), int(checks[i])), (int(keys[i]), int(others[i]))}
-
-
-@dataclass
-class Moments:
-    """Mean, variance and range of a stream of numbers, merged chunk by chunk (Chan, Golub, LeVeque 1979)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared deviations from the mean."""
-    low: float = np.inf
-    high: float = -np.inf
-
-    def add(self, transformed_N: Float64Array, raw_N: Float64Array) -> None:
-        """Add a chunk: mean and variance of `transformed_N`, range of `raw_N`."""
-        if len(raw_N) == 0:
-            return
-        count, mean = len(transformed_N), float(transformed_N.mean())
-        squares = float(np.square(transformed_N - mean).sum())
-        total, delta = self.count + count, mean - self.mean
-        self.mean += delta * count / total
-        self.squares += squares + delta * delta * self.count * count / total
-        self.count = total
-        self.low, self.high = min(self.low, float(raw_N.min())), max(self.high, float(raw_N.max()))
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation."""
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +53,7 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
     rows, clicks = 0, 0
 
     def work() -> Iterator[tuple[int, list[Callable[[], Any]]]]:
-        for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"]):
+        for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"], fitting.columns()):
             train_N = codes_N == 0
             kept = chunk if train_N.all() else _where(chunk, train_N)
             yield (
@@ -150,6 +67,7 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
             for add in found:
                 add()
             advance(num_rows)
+    fitting.merge()
     if rows == 0:
         raise UserError("data.split leaves the train part empty; choose other files, values or shares")
     if clicks in (0, rows):
@@ -242,6 +160,13 @@ class _Fitting:
 
         return add
 
+    def merge(self) -> None:
+        """Bring all counts up to date, once the last chunk is counted."""
+        for counts in self._key_counts.values():
+            counts.merge()
+        for moments in self._moments.values():
+            moments.merge()
+
     def tables(self) -> dict[str, Table]:
         """The table of each sparse feature."""
         tables: dict[str, Table] = {}
@@ -257,7 +182,6 @@ class _Fitting:
 
     def _vocabulary(self, table: str, min_count: int) -> Vocabulary:
         counts = self._key_counts[table]
-        counts.merge()
         if counts.collisions:
             self.warnings.append(f"table '{table}': {counts.collisions} ids share a row with another id of equal hash")
         frequent_V = counts.counts_V >= min_count

@@ -1,7 +1,7 @@
 """One file of a raw log, Parquet or CSV: what it says of itself, and its rows as record batches."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any
@@ -15,6 +15,7 @@ from ctrkit.errors import UserError
 
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
 _CHECKED_ROWS = 1 << 16
+_DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What Arrow raises of a file that it cannot read."""
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
@@ -51,6 +52,8 @@ class LogFile:
     """Values of the columns that stand in its path (`day=2025-03-03`)."""
     row_group_rows: tuple[int, ...] | None
     """None for CSV, which has none."""
+    dictionaries: frozenset[str] = frozenset()
+    """Columns of texts that every row group holds as a dictionary and indices, and may be read so."""
     row_groups: tuple[int, ...] | None = None
     """Those that are read, if not all."""
 
@@ -79,8 +82,12 @@ class LogFile:
             groups = tuple(group for _, group in run)
             yield first_row[groups[0]], replace(self, row_groups=groups)
 
-    def batches(self, columns: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str], schema: pa.Schema, rows: int, encoded: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         """Read `columns`, of the types in `schema`, in row order, at most `rows` rows at a time.
+
+        Texts of `encoded` come as dictionary and indices where the file holds them so: no text is built for a row.
 
         Raises:
             UserError: the file is damaged (file and row group named), or a value does not fit its column's type.
@@ -88,7 +95,7 @@ class LogFile:
         inside = [name for name in columns if name not in self.partition] or self.schema.names[:1]
         done = 0
         try:
-            for batch in self._read(inside, schema, rows):
+            for batch in self._read(inside, schema, rows, self.dictionaries & set(encoded)):
                 arrays = [
                     pa.repeat(pa.scalar(self.partition[name], schema.field(name).type), batch.num_rows)
                     if name in self.partition
@@ -135,22 +142,26 @@ class LogFile:
         return "" if done == self.rows else f"{done:,} rows, its footer says {self.rows:,}"
 
     def _as_type(self, array: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
+        if array.type == kind or (name in self.dictionaries and pa.types.is_dictionary(array.type)):
+            return array
         try:
-            return array if array.type == kind else array.cast(kind)
+            return array.cast(kind)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"{self.path}: column '{name}' is {array.type} here and {kind} elsewhere, which cannot hold it; write "
                 f"it with one type ({error})"
             ) from error
 
-    def _read(self, columns: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def _read(
+        self, columns: Sequence[str], schema: pa.Schema, rows: int, encoded: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
         if self.row_group_rows is None:
             types = {name: schema.field(name).type for name in columns}
             with _open_csv(self.filesystem, self.path, types) as reader:
                 for batch in reader:
                     yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
         else:
-            with _open_parquet(self.filesystem, self.path) as reader:
+            with _open_parquet(self.filesystem, self.path, encoded) as reader:
                 yield from reader.iter_batches(rows, self.row_groups, columns=list(columns))
 
 
@@ -167,11 +178,12 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
     try:
         if is_csv:
             with _open_csv(filesystem, path, {}) as reader:
-                schema, row_group_rows = reader.schema, None
+                schema, row_group_rows, dictionaries = reader.schema, None, frozenset[str]()
         else:
             with _open_parquet(filesystem, path) as reader:
                 schema, metadata = reader.schema_arrow, reader.metadata
                 row_group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+                dictionaries = _dictionaries(schema, metadata)
         names = schema.names  # decodes them, which fails on a header that is no UTF-8
     except UNREADABLE as error:
         raise UserError(_unreadable(path, is_csv, error, 0)) from error
@@ -182,13 +194,30 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
         key: value if value is None or partition_types[key] != pa.int64() else int(value)
         for key, value in partition_of(path).items()
     }
-    return LogFile(path, filesystem, info.size, info.mtime_ns or 0, schema, partition, row_group_rows)
+    return LogFile(path, filesystem, info.size, info.mtime_ns or 0, schema, partition, row_group_rows, dictionaries)
 
 
-def _open_parquet(filesystem: Any, path: str) -> Any:
+def _open_parquet(filesystem: Any, path: str, encoded: Collection[str] = ()) -> Any:
     # Pre-buffering keeps what it has read until the file is closed. Where the writer wrote no checksums, a damaged page
     # may be read as other values; where it did, it is found.
-    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, page_checksum_verification=True)
+    return pq.ParquetFile(
+        path, filesystem=filesystem, pre_buffer=False, page_checksum_verification=True, read_dictionary=sorted(encoded)
+    )
+
+
+def _dictionaries(schema: pa.Schema, metadata: Any) -> frozenset[str]:
+    """Columns of texts that all row groups hold as dictionaries; none if row groups are small.
+
+    A batch ends where a dictionary does. Where a row group has none, Arrow makes one for the file, which grows.
+    """
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if metadata.num_rows < _DICTIONARY_ROWS * len(groups):
+        return frozenset()
+    texts = {name for name, kind in zip(schema.names, schema.types, strict=True) if kind == pa.string()}
+    places = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in texts]
+    return frozenset(
+        metadata.schema.column(i).path for i in places if all(group.column(i).has_dictionary_page for group in groups)
+    )
 
 
 def _open_csv(filesystem: Any, path: str, types: Mapping[str, pa.DataType]) -> Any:

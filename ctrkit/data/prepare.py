@@ -136,8 +136,8 @@ def _encoded(encoding: Encoding, feature: Feature, rows: _Rows) -> tuple[pa.Arra
 
 
 def _rows_by_part(source: SplitLog, schema: Schema) -> Iterator[_Rows]:
-    columns = [*schema.special_columns(), *(f.source for f in schema.features)]
-    for chunk, codes_N in source.stream(columns):
+    features = [feature.source for feature in schema.features]
+    for chunk, codes_N in source.stream([*schema.special_columns(), *features], encoded=features):
         special = special_columns(chunk, schema)
         raw = pa.RecordBatch.from_arrays(
             [*special.values(), *chunk.columns.columns], names=[*special, *chunk.columns.schema.names]

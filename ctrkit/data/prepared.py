@@ -24,8 +24,11 @@ from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
 
-FORMAT = 1
-"""Version of the layout and of what the values mean; part of every fingerprint."""
+FORMAT = 2
+"""Version of the layout and of what the values mean; part of every fingerprint.
+
+2: the last digit of a mean or deviation does not depend on how the log was cut; `unreadable` in the manifest.
+"""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class RequestSample:
         kept = rows.slice(0, WINDOW_ROWS - self._rows)
         if kept.num_rows:
             names = [GROUP, *({self._schema.time} - {None}), *(f.source for f in self._schema.features)]
-            self._window.append(kept.select(list(dict.fromkeys(names))))
+            columns = {name: decoded(kept.column(name)) for name in names}  # batches have dictionaries of their own
+            self._window.append(pa.RecordBatch.from_pydict(columns))
             self._rows += kept.num_rows
 
     def requests(self) -> Iterator[Request]:

@@ -1,7 +1,7 @@
 """A raw click log: its files, its schema, and its rows as a stream of chunks."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,19 +47,23 @@ class ClickLog:
         known = [file.rows for file in self.files if file.rows is not None]
         return sum(known) if len(known) == len(self.files) else None
 
-    def chunks(self, columns: Sequence[str], files: Sequence[LogFile] | None = None) -> Iterator[Chunk]:
+    def chunks(
+        self, columns: Sequence[str], files: Sequence[LogFile] | None = None, encoded: Collection[str] = ()
+    ) -> Iterator[Chunk]:
         """Read `columns` of the files, in row order, at most `CHUNK_ROWS` rows at a time, a little ahead of the caller.
+
+        Columns of `encoded` may come as dictionaries: see `LogFile.batches`.
 
         Raises:
             UserError: a file turns out to be damaged, or its values not of the log's types.
         """
-        yield from read_ahead(self._chunks(columns, self.files if files is None else files))
+        yield from read_ahead(self._chunks(columns, self.files if files is None else files, encoded))
 
-    def _chunks(self, columns: Sequence[str], files: Sequence[LogFile]) -> Iterator[Chunk]:
+    def _chunks(self, columns: Sequence[str], files: Sequence[LogFile], encoded: Collection[str]) -> Iterator[Chunk]:
         for file in files:
             for first_row, run in file.runs():
                 row = first_row
-                for batch in run.batches(columns, self.schema, CHUNK_ROWS):
+                for batch in run.batches(columns, self.schema, CHUNK_ROWS, encoded):
                     if batch.num_rows:
                         yield Chunk(batch, file.path, row)
                         row += batch.num_rows

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config_data import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
-from ctrkit.data.columns import decoded_type, to_numpy
+from ctrkit.data.columns import decoded_type, times_of, to_numpy
 from ctrkit.data.locate import SUFFIXES, Format, exists, filesystem_of, find_files
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
@@ -129,14 +129,19 @@ class SplitLog:
     log: ClickLog
     split: Split
 
-    def stream(self, columns: Collection[str], parts: Sequence[Part] = PARTS) -> Iterator[tuple[Chunk, Codes]]:
-        """Chunks in row order with the part of each row; files that have none of the parts asked for are not read."""
+    def stream(
+        self, columns: Collection[str], parts: Sequence[Part] = PARTS, encoded: Collection[str] = ()
+    ) -> Iterator[tuple[Chunk, Codes]]:
+        """Chunks in row order with the part of each row; files that have none of the parts asked for are not read.
+
+        Columns of `encoded` may come as dictionaries.
+        """
         wanted = list(dict.fromkeys([*columns, *self.split.columns]))
         codes = {PARTS.index(part) for part in parts}
         row = 0
         for file in self.log.files:
             if self.split.file_part(file) in codes | {None}:
-                for chunk in self.log.chunks(wanted, [file]):
+                for chunk in self.log.chunks(wanted, [file], encoded):
                     yield chunk, self.split.row_parts(chunk, row)
                     row += chunk.columns.num_rows
 
@@ -281,22 +286,3 @@ def _by_time(log: ClickLog, split: SplitByTime, time: str) -> SplitLog:
         raise UserError(f"{log.files[0].path}: the log has no rows")
     first, second = quantiles(times_N, np.array([1 - split.valid - split.test, 1 - split.test]))
     return SplitLog(log, TimeSplit(time, (first, second)))
-
-
-def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
-    """The time column as numbers that order the rows: int64 (of timestamps and dates, too) or float64.
-
-    Raises:
-        UserError: it holds anything else, or a row has no time.
-    """
-    times = chunk.columns.column(column)
-    kind = times.type
-    if pa.types.is_temporal(kind):
-        times = times.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise UserError(f"{chunk.file}: time column '{column}' is {kind}; write numbers, timestamps or dates")
-    values_N = to_numpy(times.fill_null(0))
-    missing_N = to_numpy(times.is_null(nan_is_null=True))
-    if missing_N.any():
-        raise UserError(f"{chunk.place(int(np.argmax(missing_N)))}: time column '{column}' is empty; drop such rows")
-    return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrkit.data import fit as fit_module
-from ctrkit.data import ids, source
-from ctrkit.data.fit import Fitted, KeyCounts, fit
+from ctrkit.data import counting, ids, source
+from ctrkit.data.counting import KeyCounts, Moments
+from ctrkit.data.fit import Fitted, fit
 from ctrkit.data.split import open_split
 from ctrkit.encoding import Buckets, HashBuckets, Vocabulary
 from ctrkit.errors import UserError
@@ -177,7 +177,7 @@ def test_a_dense_feature_without_variance_is_said(
 def test_key_counts_are_those_of_a_counter(chunks: list[list[tuple[int, int]]], merge: int) -> None:
     counts, expected = KeyCounts(), Counter[int]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "_MERGE", merge)
+        patch.setattr(counting, "_MERGE", merge)
         for chunk in chunks:
             keys, times = (np.array([pair[i] for pair in chunk], np.int64) for i in (0, 1))
             counts.add(keys, times, keys * 3)
@@ -201,7 +201,7 @@ def test_strings_of_equal_hash_are_said(tmp_path: Path, monkeypatch: pytest.Monk
 def test_each_id_that_shares_a_key_is_counted_once(chunks: list[list[tuple[int, int]]], merge: int) -> None:
     counts = KeyCounts()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "_MERGE", merge)
+        patch.setattr(counting, "_MERGE", merge)
         for chunk in chunks:
             keys, checks = (np.array([pair[i] for pair in chunk], np.int64) for i in (0, 1))
             counts.add(keys, np.ones(len(keys), np.int64), checks)
@@ -214,3 +214,21 @@ def test_each_id_that_shares_a_key_is_counted_once(chunks: list[list[tuple[int, 
 def test_a_training_part_of_one_class_is_refused(tmp_path: Path, label: int) -> None:
     with pytest.raises(UserError, match="no click" if label == 0 else "nothing but clicks"):
         fit_columns(tmp_path, {"x": {"side": "item"}}, x=[1, 2], click=[label, label])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 12))
+def test_moments_do_not_depend_on_chunks_by_a_bit(sizes: list[int], block: int) -> None:
+    numbers = np.random.default_rng(0).normal(size=sum(sizes))
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_BLOCK", block)
+        for chunks in ([numbers], np.split(numbers, np.cumsum(sizes)[:-1])):
+            moments = Moments()
+            for chunk in chunks:
+                moments.add(chunk, chunk)
+            moments.merge()
+            found.append((moments.count, moments.mean, moments.std, moments.low, moments.high))
+    assert found[0] == found[1]
+    if len(numbers):
+        np.testing.assert_allclose(found[0][1:3], [numbers.mean(), numbers.std()], atol=1e-12)

@@ -135,6 +135,7 @@ def test_the_outcome_does_not_depend_on_chunks(
             assert pq.read_table(one).equals(pq.read_table(two))
     assert again.manifest["counts"] == prepared.manifest["counts"]
     assert again.requests.read_bytes() == prepared.requests.read_bytes()
+    assert again.encoding.scalings == prepared.encoding.scalings
     for name, table_ in prepared.encoding.tables.items():
         other = again.encoding.tables[name]
         if isinstance(table_, Vocabulary) and isinstance(other, Vocabulary):
@@ -142,6 +143,23 @@ def test_the_outcome_does_not_depend_on_chunks(
             np.testing.assert_array_equal(table_.counts_V, other.counts_V)
         else:
             assert table_ == other
+
+
+def test_the_outcome_does_not_depend_on_how_texts_are_stored(
+    prepared: PreparedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = schema(weight="importance", oracle="truth", time="time", slices=("city", "time"))
+    path = write_parts(tmp_path / "raw")
+    for name, rows in (("dictionaries", 1), ("plain", 10**9)):
+        monkeypatch.setattr("ctrkit.data.log_file._DICTIONARY_ROWS", rows)
+        assert bool(source.open_log(str(path)).files[0].dictionaries) == (name == "dictionaries")
+        again = prepare(data(path, row_group_rows=32), columns, tmp_path / name)
+        assert again.encoding.fingerprint() == prepared.encoding.fingerprint()
+        assert again.requests.read_bytes() == prepared.requests.read_bytes()
+        assert again.manifest["counts"] == prepared.manifest["counts"]
+        for part in PARTS:
+            for one, two in zip(prepared.files(part), again.files(part), strict=True):
+                assert pq.read_table(one).equals(pq.read_table(two))
 
 
 def test_open_gives_what_prepare_gave(prepared: PreparedLog) -> None:
@@ -160,7 +178,7 @@ def test_open_gives_what_prepare_gave(prepared: PreparedLog) -> None:
         (lambda d: (d / "manifest.json").unlink(), "no prepared log lies here"),
         (lambda d: (d / "manifest.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "manifest.json").write_text('{"format": 0}'), "another version"),
-        (lambda d: (d / "manifest.json").write_text('{"format": 1, "files": {}}'), "lacks some of what"),
+        (lambda d: (d / "manifest.json").write_text('{"format": 2, "files": {}}'), "lacks some of what"),
         (lambda d: (d / "encoding/item_id.keys.npy").unlink(), "missing"),
     ],
 )

@@ -168,3 +168,26 @@ def test_a_path_that_exists_is_no_glob(tmp_path: Path) -> None:
 def test_an_empty_path() -> None:
     with pytest.raises(UserError, match="the path of the log is empty"):
         open_log("")
+
+
+def test_texts_come_as_dictionaries_where_every_row_group_holds_them_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = pa.table(
+        {"a": list(range(90)), "b": [None if i % 5 == 0 else f"s{i % 7}" for i in range(90)], "c": ["x"] * 90}
+    )
+    pq.write_table(log, tmp_path / "x.parquet", row_group_size=20, use_dictionary=["b"])
+    small = open_log(str(tmp_path))
+    assert small.files[0].dictionaries == frozenset()  # a batch ends where a dictionary does
+    monkeypatch.setattr("ctrkit.data.log_file._DICTIONARY_ROWS", 18)
+    opened = open_log(str(tmp_path))
+    assert opened.files[0].dictionaries == {"b"}
+    chunks = list(opened.chunks(["a", "b", "c"], encoded=["b", "c"]))
+    assert [chunk.columns.num_rows for chunk in chunks] == [20, 20, 20, 20, 10]
+    assert [chunk.first_row for chunk in chunks] == [0, 20, 40, 60, 80]
+    assert {chunk.columns.column("b").type for chunk in chunks} == {pa.dictionary(pa.int32(), pa.string())}
+    assert {chunk.columns.column("c").type for chunk in chunks} == {pa.string()}
+    assert [v for chunk in chunks for v in chunk.columns.column("b").to_pylist()] == log["b"].to_pylist()
+    assert {chunk.columns.column("b").type for chunk in opened.chunks(["b"])} == {pa.string()}  # if nobody asks
+    pq.write_table(log.slice(0, 20), tmp_path / "x.parquet", use_dictionary=False)
+    assert open_log(str(tmp_path)).files[0].dictionaries == frozenset()

@@ -212,12 +212,12 @@ def test_what_can_be_read_at_the_second_try_is_read(tmp_path: Path, monkeypatch:
     folder, tries = write(tmp_path / "log"), 0
     read = LogFile._read
 
-    def flaky(self: LogFile, columns: Any, known: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def flaky(self: LogFile, *arguments: Any) -> Iterator[pa.RecordBatch]:
         nonlocal tries
         tries += 1
         if tries == 3:
             raise OSError("connection reset")
-        yield from read(self, columns, known, rows)
+        yield from read(self, *arguments)
 
     monkeypatch.setattr(LogFile, "_read", flaky)
     assert open_log(str(folder)).readable(["click"]).unreadable == ()
@@ -227,7 +227,7 @@ def test_what_can_be_read_at_the_second_try_is_read(tmp_path: Path, monkeypatch:
 def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "log")
 
-    def refuse(self: LogFile, columns: Any, known: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    def refuse(self: LogFile, *arguments: Any) -> Iterator[pa.RecordBatch]:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(LogFile, "_read", refuse)
@@ -238,7 +238,7 @@ def test_what_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytes
 def test_a_file_that_the_system_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "log")
 
-    def refuse(filesystem: Any, path: str) -> Any:
+    def refuse(*arguments: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("ctrkit.data.log_file._open_parquet", refuse)
@@ -252,8 +252,8 @@ def test_pages_that_hold_fewer_rows_than_the_footer_says_are_damage(
     folder = write(tmp_path / "log")
     read = LogFile._read
 
-    def short(self: LogFile, columns: Any, known: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-        for batch in read(self, columns, known, rows):
+    def short(self: LogFile, *arguments: Any) -> Iterator[pa.RecordBatch]:
+        for batch in read(self, *arguments):
             yield batch.slice(1)
 
     monkeypatch.setattr(LogFile, "_read", short)
