@@ -36,7 +36,7 @@ from ctrkit.export.items import AdsFile, write_item_table
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs, parity
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
 from ctrkit.export.quantize import quantizations
-from ctrkit.export.serving_graphs import write_head, write_item, write_model, write_observed
+from ctrkit.export.serving_graphs import FIRST_LAYER, write_head, write_item, write_model, write_observed
 from ctrkit.export.tables import as_float32, stored
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.nn.network import Network
@@ -215,21 +215,30 @@ class _Export:
         return as_float32(stored(part_NH, self.tables))
 
     def _write_int8(self, arrays: NetworkArrays, weights: WeightFile, plain: PlainNetwork) -> None:
-        """The int8 graphs, if they pass; else nothing of them is left."""
-        start = weights.mark()
+        """The int8 graphs that pass; else nothing of them is left.
+
+        First all layers but the last; if that changes too much, all but the first and the last: embeddings of few
+        impressions are small, and rounding hits them most.
+        """
         observed = self.place / "observed.onnx"
+        start = weights.mark()
         keys = write_observed(arrays, weights, observed)
         how = quantizations(observed, keys, self._inputs) if keys else {}
         observed.unlink()
-        if not how:
-            self._say("  int8: the network has no layer that it would make faster")
-            return
-        write_model(arrays, weights, self.place / MODEL_INT8, how)
-        graphs: list[Graph | TwoGraphs] = [Graph(self.place / MODEL_INT8)]
-        if self._ads is not None:
-            write_head(arrays, weights, self.place / HEAD_INT8, how)
-            graphs.append(TwoGraphs(self.place, HEAD_INT8, self._kept_part))
-        if not all(self._passes("int8", plain, graph) for graph in graphs):
+        weights.rewind(start)
+        attempts = [how, {key: found for key, found in how.items() if key != FIRST_LAYER}]
+        for attempt in attempts if len(how) > len(attempts[1]) else attempts[:1]:
+            if not attempt:
+                self._say("  int8: the network has no layer that it would make faster")
+                return
+            write_model(arrays, weights, self.place / MODEL_INT8, attempt)
+            graphs: list[Graph | TwoGraphs] = [Graph(self.place / MODEL_INT8)]
+            if self._ads is not None:
+                write_head(arrays, weights, self.place / HEAD_INT8, attempt)
+                graphs.append(TwoGraphs(self.place, HEAD_INT8, self._kept_part))
+            self.approximations.pop("int8", None)
+            if all(self._passes("int8", plain, graph) for graph in graphs):
+                return
             for name in (MODEL_INT8, HEAD_INT8):
                 (self.place / name).unlink(missing_ok=True)
             weights.rewind(start)

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from ctrkit.bundle import PART
-from ctrkit.export.arrays import Layer, NetworkArrays
+from ctrkit.export.arrays import Float32Array, Layer, NetworkArrays
 from ctrkit.export.graph_builder import MICROSOFT, GraphBuilder
 from ctrkit.export.tables import RowwiseInt8
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.graph import TensorSpec
 from ctrkit.schema import SequenceFeature, Side
 
-ITEM = "item"
+FIRST_LAYER = "item"
 """Key of the quantization of the vector that the items' part is computed from; layer i has the key "i"."""
 
 
@@ -31,10 +31,14 @@ class Quantization:
 
     scale: float
     zero_point: int
+    mean_I: Float32Array
+    """Mean of each column, as it is."""
+    kept_mean_I: Float32Array
+    """And of what is kept of it."""
 
 
 Quantizations = Mapping[str, Quantization]
-"""By tensor: `ITEM`, and the inputs of the hidden layers after the first by their index."""
+"""By tensor: `FIRST_LAYER`, and the inputs of the hidden layers after the first by their index."""
 
 
 def write_model(
@@ -94,14 +98,14 @@ class _Build:
             return base
         features = self._arrays.side("item")
         looked_up = bool(features.single or features.sequences)
-        if looked_up and (ITEM in self._quantizations or self._arrays.layers[1:]):
+        if looked_up and (FIRST_LAYER in self._quantizations or self._arrays.layers[1:]):
             vector = self.vector("item", dense=False)
-            self.observed[ITEM] = vector
-        if ITEM not in self._quantizations:
+            self.observed[FIRST_LAYER] = vector
+        if FIRST_LAYER not in self._quantizations:
             return self.builder.node("Gemm", self.vector("item"), self.weight("item"), base)
         if features.dense:
             base = self.builder.node("Gemm", self.vector("item", dense=True), self.weight("item", dense=True), base)
-        part = self._matmul(ITEM, vector, self._arrays.side_weight("item", dense=False))
+        part = self._matmul(FIRST_LAYER, vector, self._arrays.side_weight("item", dense=False))
         return self.builder.node("Add", part, base)
 
     def base(self) -> str:
@@ -202,13 +206,16 @@ class _Build:
                 hidden = self.builder.node("Gemm", hidden, weight, self.builder.weight(f"bias_{i}", layer.bias_O))
         return hidden
 
-    def _matmul(self, key: str, x: str, weight_IO: np.ndarray, bias_O: np.ndarray | None = None) -> str:
+    def _matmul(self, key: str, x: str, weight_IO: Float32Array, bias_O: Float32Array | None = None) -> str:
         """x W (+ b) in int8: x cut to uint8 by known bounds, W by the largest of each column."""
         build, how = self.builder, self._quantizations[key]
         scale, zero = build.constant(how.scale, np.float32), build.constant(how.zero_point, np.uint8)
         weight_scale_O = np.abs(weight_IO).max(axis=0).astype(np.float32) / np.float32(127)
         weight_scale_O[weight_scale_O == 0] = 1
         rounded_IO = np.rint(weight_IO / weight_scale_O).astype(np.int8)
+        # Rounding errs to one side, by a constant on average: that goes into the bias (Nagel et al., ICCV 2019)
+        lost_O = how.mean_I @ weight_IO - how.kept_mean_I @ (rounded_IO * weight_scale_O)
+        bias_O = lost_O if bias_O is None else bias_O + lost_O
         inputs = [
             build.node("QuantizeLinear", x, scale, zero),
             build.weight(f"int8_{key}", rounded_IO),
@@ -216,8 +223,8 @@ class _Build:
             build.weight(f"int8_scale_{key}", weight_scale_O),
             zero,
             "",
+            build.weight(f"int8_bias_{key}", bias_O),
         ]
-        inputs.append("" if bias_O is None else build.weight(f"bias_{key}", bias_O))
         return build.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
     def _activated(self, x: str, layer: Layer, index: int) -> str:
