@@ -53,6 +53,10 @@ class Queue(Generic[T]):
         """Take the one whose turn it is."""
         return self._waiting.popleft()
 
+    def too_late(self, deadline: float, now: float) -> bool:
+        """Whether a request whose turn has come can no longer be answered by its deadline."""
+        return now + self._took_s > deadline
+
     def took(self, seconds: float) -> None:
         """Tell how long one has held the queue up."""
         if not self._took_s:

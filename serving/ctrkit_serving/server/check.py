@@ -25,10 +25,10 @@ def check(
     Raises:
         UserError: the version must not serve.
     """
-    new = Model.load(path, name, version, max_ads=settings.max_ads)
+    new = Model.load(path, name, version, settings)
     old = None if serving is None else _load_serving(settings, name, *serving)
     if old is not None and same_signature:
-        if new.signature() != old.signature():
+        if new.signature() != old.signature() or new.lacks_item_table_of(old):
             raise UserError(
                 f"it takes other inputs than version {old.version}, which serves: callers would fail. Give it a name "
                 "of its own, or load it with the parameter allow_other_signature"
@@ -45,7 +45,7 @@ def check(
 def _load_serving(settings: Settings, name: str, version: int, path: Path) -> Model | None:
     """The version that serves, to compare with; None if it is no longer on the disk as it was."""
     try:
-        return Model.load(path, name, version, max_ads=settings.max_ads)
+        return Model.load(path, name, version, settings)
     except UserError:
         return None
 

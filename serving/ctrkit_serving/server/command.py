@@ -31,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="do not bind each worker to a core")
     option("queue", int, "requests that wait in a worker; one more is answered 503")
     option("deadline_ms", float, "of a request that names none (header Timeout-Ms, parameter timeout, gRPC deadline)")
+    precision = "of the graphs; a version without int8 is refused by a server of int8 (default: exact)"
+    parser.add_argument("--precision", choices=("exact", "int8"), default="exact", help=precision)
     option("max_body", int, "bytes of a request")
     option("max_ads", int, "ads of a request")
     option("max_connections", int, "open connections of a worker")

@@ -16,10 +16,11 @@ from ctrkit.tables import UNSEEN
 from ctrkit_serving.latency import resample
 from ctrkit_serving.scorer import Float32Array, Scorer
 from ctrkit_serving.server.protocol import RequestError, Tensor, bad, short
+from ctrkit_serving.server.settings import Settings
 
 _OIP_TYPES = {"int64": "INT64", "float32": "FP32"}
 _RAW_TYPES = {"int": "INT64", "float": "FP64", "string": "BYTES"}
-WARM_ADS = (1, 10, 100, 400)
+WARM_ADS, WARM_CALLS = (1, 10, 100, 400), 60
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Model:
 
     It takes one of two sets of inputs. Raw: a tensor a feature, named as the log's column: the user's [1], an ad's
     [N], the context's [1] or [N]; a sequence has one size more, and `NAME.length` beside it if rows differ in length.
-    Encoded: the inputs of the graph, for callers that encode by themselves; rows must lie in the tables.
+    Encoded: what `Scorer.score_ids` takes, for callers that encode by themselves; rows must lie in the tables.
     """
 
     def __init__(self, name: str, version: int, scorer: Scorer, max_ads: int) -> None:
@@ -49,22 +50,24 @@ class Model:
         bundle = scorer.bundle
         self.output = bundle.manifest.graph.output
         self._sources = {f.source: f for f in bundle.encoding.schema.features}
+        self._encoded = {*scorer.inputs, "ads"}
         self.raw_inputs = _raw_inputs(scorer)
         self.encoded_inputs = [Input(n, _OIP_TYPES[s.dtype], s.shape) for n, s in scorer.inputs.items()]
-        self._id_inputs = [n for n, s in scorer.inputs.items() if s.dtype == "int64" and n.endswith("ids")]
+        integers = (n for n, s in scorer.inputs.items() if s.dtype == "int64")
+        self._id_inputs = {n for n in integers if not n.endswith("_length")}
         self._uncounted = np.zeros(3, np.int64)
         self.counted = np.zeros(3, np.int64)
         """Values, unseen and missing among the encoded ids so far; the scorer counts the raw ones."""
 
     @classmethod
-    def load(cls, path: Path, name: str, version: int, *, max_ads: int, warm_calls: int = 60) -> Self:
+    def load(cls, path: Path, name: str, version: int, settings: Settings) -> Self:
         """Verify a bundle (hashes, signature, golden scores, finite ones) and warm it.
 
         Raises:
             UserError: it must not serve; the message says why.
         """
-        model = cls(name, version, Scorer.load(path), max_ads)
-        model.warm(warm_calls)
+        model = cls(name, version, Scorer.load(path, precision=settings.precision), settings.max_ads)
+        model.warm(WARM_CALLS)
         return model
 
     def warm(self, calls: int) -> None:
@@ -87,6 +90,8 @@ class Model:
             "outputs": [{"name": self.output, "datatype": "FP32", "shape": [-1]}],
             "parameters": {
                 "version": str(self.version),
+                "precision": self.scorer.precision,
+                "item_table": None if self.scorer.item_table is None else self.scorer.item_table.key,
                 "encoded_inputs": [i.to_json() for i in self.encoded_inputs],
                 "encoding_fingerprint": manifest.encoding_fingerprint,
                 "created": manifest.created.isoformat(),
@@ -98,6 +103,11 @@ class Model:
         inputs = sorted(json.dumps(i.to_json()) for i in self.raw_inputs)
         return json.dumps([inputs, self.output])
 
+    def lacks_item_table_of(self, other: Self) -> bool:
+        """Whether requests that name ads by the item table's key alone are answered by the other one only."""
+        theirs, mine = other.scorer.item_table, self.scorer.item_table
+        return theirs is not None and (mine is None or mine.key != theirs.key)
+
     def score(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Float32Array:
         """Click probability of each ad, float32 [N].
 
@@ -105,7 +115,7 @@ class Model:
             RequestError: names, types, shapes or values are not the model's.
             UserError: the same, found by the scorer.
         """
-        if inputs.keys() == self.scorer.inputs.keys() and not inputs.keys() <= self._sources.keys():
+        if inputs.keys() <= self._encoded and not inputs.keys() <= self._sources.keys():
             self._check_fingerprint(parameters)
             return self._score_encoded(inputs)
         return self.score_request(self._request(inputs))
@@ -137,7 +147,7 @@ class Model:
         if num_ads > self._max_ads:
             raise bad(f"{num_ads} ads; this server takes {self._max_ads:,} a request")
         scores_N = self._checked(lambda: self.scorer.score_ids(arrays))
-        for name in self._id_inputs:
+        for name in self._id_inputs & arrays.keys():
             self.counted += np.array([arrays[name].size, np.count_nonzero(arrays[name] == UNSEEN), 0])
         return scores_N
 

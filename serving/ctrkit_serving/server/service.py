@@ -161,7 +161,7 @@ class Service:
         if job.gone:
             return
         try:
-            if start > job.deadline:
+            if self._queue.too_late(job.deadline, start) and start > job.arrived + _TRIED_S:
                 raise RequestError(503, "deadline", "overloaded: its deadline passed while it waited", 1)
             decoded, scores_N = job.score()
             scored = time.monotonic()
@@ -198,5 +198,7 @@ class Service:
 
 
 _STAGES = np.arange(5)
+_TRIED_S = 0.001
+"""A request that has hardly waited is tried, however long the last ones took: else nothing would mend the estimate."""
 Manage = Callable[[dict[str, Any], Callable[[int, Any], None]], None]
 """Sends a management call to the supervisor, and calls back with HTTP status and answer."""

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ctrkit.errors import UserError
 
@@ -33,6 +34,8 @@ class Settings:
     """Requests that wait in one worker; one more is answered 503."""
     deadline_ms: float = 1000.0
     """Of a request that names none, from its arrival to the start of its answer."""
+    precision: Literal["exact", "int8"] = "exact"
+    """Of the graphs; a version without int8 is refused by a server of int8."""
     max_body: int = 16 * 2**20
     """Bytes of a request."""
     max_ads: int = 10_000

@@ -1,6 +1,7 @@
 """A worker: one process, one event loop, one core; it serves what the supervisor tells it to."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -182,7 +183,7 @@ class Worker:
         self._service.loaded[name, number] = Loaded(model, version["row"])
 
     def _load(self, version: dict[str, Any]) -> Model:
-        return Model.load(Path(version["path"]), version["name"], version["version"], max_ads=self._settings.max_ads)
+        return Model.load(Path(version["path"]), version["name"], version["version"], self._settings)
 
     async def _commit(self, state: dict[str, Any]) -> None:
         """Serve these versions from the next request on; requests that wait keep the version they came for."""
@@ -192,6 +193,7 @@ class Worker:
                 model = await self._loop.run_in_executor(self._loader, self._load, version)
                 service.loaded[version["name"], version["version"]] = Loaded(model, version["row"])
         service.serving = dict(state["serving"])
+        gc.freeze()  # what a version brought lives long: the collector need not look at it again and again
         kept = {(version["name"], version["version"]) for version in state["loaded"]}
         for key in service.loaded.keys() - kept:
             await self._loop.run_in_executor(self._loader, list.clear, [service.loaded.pop(key)])  # freed there

@@ -58,7 +58,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def big_request(models: Path, ads: int) -> tuple[bytes, dict[str, str], Any]:
     feeds = Scorer.load(models / "tiny" / "1").encode(USER, ITEMS, CONTEXT)
-    big = {name: np.repeat(array, ads // len(ITEMS), axis=0) for name, array in feeds.items()}
+    sides = Scorer.load(models / "tiny" / "1").inputs
+    big = {n: np.repeat(a, ads // len(ITEMS) if sides[n].side == "item" else 1, axis=0) for n, a in feeds.items()}
     return (*binary_body(big), np.repeat(Scorer.load(models / "tiny" / "1").score_request(REQUEST), ads // len(ITEMS)))
 
 

@@ -1,0 +1,183 @@
+"""An open loop: requests leave at Poisson times whatever the server does, latency counts from when they were due."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass
+class Answers:
+    """What came back, one entry a request in the order of the answers; times in milliseconds."""
+
+    status: list[int] = field(default_factory=list)
+    from_due_ms: list[float] = field(default_factory=list)
+    from_sent_ms: list[float] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    """Of status 200, if they are kept."""
+    lost: int = 0
+    """Requests whose connection ended before their answer."""
+    seconds: float = 0.0
+
+    def latency(self, status: int = 200, *, from_due: bool = True) -> npt.NDArray[np.float64]:
+        """Latencies of the answers of one status."""
+        chosen = np.array(self.status) == status
+        found: npt.NDArray[np.float64] = np.array(self.from_due_ms if from_due else self.from_sent_ms)[chosen]
+        return found
+
+    def share(self, status: int) -> float:
+        """Share of one status among all requests."""
+        return self.status.count(status) / max(1, len(self.status) + self.lost)
+
+
+class _Connection(asyncio.Protocol):
+    """A keep-alive connection with one request at a time."""
+
+    def __init__(self, load: "_Load") -> None:
+        self.load = load
+        self.due = self.sent = 0.0
+        self.busy = False
+        self.transport: asyncio.Transport | None = None
+        self._received = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def send(self, request: bytes, due: float) -> None:
+        assert self.transport is not None
+        self.due, self.sent, self.busy = due, time.perf_counter(), True
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        end = received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(received[:end]).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        if len(received) < end + 4 + length:
+            return
+        answers, now = self.load.answers, time.perf_counter()
+        status = int(head[9:12])
+        answers.status.append(status)
+        answers.from_due_ms.append((now - self.due) * 1e3)
+        answers.from_sent_ms.append((now - self.sent) * 1e3)
+        if self.load.keep_bodies and status == 200:
+            answers.bodies.append(bytes(received[end + 4 :]))
+        received.clear()
+        self.busy = False
+        self.load.free(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.busy:
+            self.load.answers.lost += 1
+        self.load.lost(self)
+
+
+class _Load:
+    def __init__(self, place: tuple[str, int], requests: list[bytes], *, keep_bodies: bool) -> None:
+        self.answers = Answers()
+        self.keep_bodies = keep_bodies
+        self._place, self._requests = place, requests
+        self._idle: deque[_Connection] = deque()
+        self._late: deque[float] = deque()
+        self._count = 0
+        self._ending = False
+
+    async def connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: _Connection(self), *self._place)
+        except OSError:
+            return
+        self.free(connection)
+
+    def free(self, connection: _Connection) -> None:
+        if self._late:
+            self._send(connection, self._late.popleft())
+        else:
+            self._idle.append(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if not self._ending:
+            self._reconnecting = asyncio.get_running_loop().create_task(self.connect())
+
+    def due(self, at: float) -> None:
+        if self._idle:
+            self._send(self._idle.popleft(), at)
+        else:
+            self._late.append(at)
+
+    def _send(self, connection: _Connection, due: float) -> None:
+        self._count += 1
+        connection.send(self._requests[self._count % len(self._requests)], due)
+
+    async def open(self, rate: float, seconds: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        gaps = rng.exponential(1 / rate, size=int(rate * seconds * 1.1) + 10)
+        start = time.perf_counter() + 0.01
+        dues = (start + np.cumsum(gaps)).tolist()
+        for due in dues:
+            if due > start + seconds:
+                break
+            wait = due - time.perf_counter()
+            # every so often the loop must run even if requests are late
+            await asyncio.sleep(wait if wait > 0 else 0)
+            self.due(due)
+        await self._finish(start)
+
+    async def closed(self, connections: int, seconds: float) -> None:
+        start = time.perf_counter()
+        end = start + seconds
+        while time.perf_counter() < end:
+            while self._idle:
+                self.due(time.perf_counter())
+            await asyncio.sleep(0)
+        await self._finish(start)
+
+    async def _finish(self, start: float) -> None:
+        self.answers.seconds = time.perf_counter() - start
+        patience = time.perf_counter() + 10
+        while (self._late or self._busy()) and time.perf_counter() < patience:
+            await asyncio.sleep(0.001)
+        self._ending = True
+        for connection in self._idle:
+            if connection.transport is not None:
+                connection.transport.close()
+
+    def _busy(self) -> bool:
+        return len(self.answers.status) + self.answers.lost < self._count
+
+
+def open_loop(
+    place: tuple[str, int], requests: list[bytes], *, rate: float, seconds: float, connections: int = 32, seed: int = 0,
+    keep_bodies: bool = False,
+) -> Answers:  # fmt: skip
+    """Send so many requests a second, at Poisson times; requests are taken in turn."""
+    return asyncio.run(_run(place, requests, connections, keep_bodies, rate=rate, seconds=seconds, seed=seed))
+
+
+def closed_loop(place: tuple[str, int], requests: list[bytes], *, connections: int, seconds: float) -> Answers:
+    """Each connection sends its next request when the one before is answered: what the server can do at most."""
+    return asyncio.run(_run(place, requests, connections, False, rate=None, seconds=seconds, seed=0))
+
+
+async def _run(
+    place: tuple[str, int], requests: list[bytes], connections: int, keep_bodies: bool, *, rate: float | None,
+    seconds: float, seed: int,
+) -> Answers:  # fmt: skip
+    load = _Load(place, requests, keep_bodies=keep_bodies)
+    for _ in range(connections):
+        await load.connect()
+    if rate is None:
+        await load.closed(connections, seconds)
+    else:
+        await load.open(rate, seconds, seed)
+    return load.answers
