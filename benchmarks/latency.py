@@ -23,6 +23,7 @@ from benchmarks.latency_tower import (
     LIGHT,
     USER_FEATURES,
     item_columns,
+    multiplications,
     request_of,
     write_tower,
 )  # fmt: skip
@@ -62,7 +63,7 @@ def main() -> None:
         absent = [way for way in ways if isinstance(way, Absent)]
         taken = [way for way in ways if isinstance(way, Way)]
         differences = _differences(taken, requests)
-        found = _interleaved(taken, requests, repeats)
+        found = interleaved(taken, requests, repeats)
         write_tower(place / "booster", widths=BOOSTER)
         towers = {name: Scorer.load(place / name) for name in ("light", "booster")}
         rng = np.random.default_rng(0)
@@ -70,10 +71,10 @@ def main() -> None:
         latency = measure(towers, raw, ads=options.ads, repeats=repeats // 2)
         by_key = measure({"light": towers["light"]}, _raw_by_key(rng, options), ads=options.ads, repeats=repeats // 2)
     machine = _best(machine, measure_machine())
-    floors = {name: 1e6 * floor for name, floor in _floors(machine, options.ads, options.table).items()}
-    _print(found, floors, differences, absent)
+    floor_us = {name: 1e6 * floor for name, floor in floors(machine, options.ads, options.table).items()}
+    _print(found, floor_us, differences, absent)
     _print_towers({**latency, "light, by the item table": by_key["light"]})
-    report.emit(_result(options, machine, found, floors, differences, absent, latency, by_key["light"]), options.out)
+    report.emit(_result(options, machine, found, floor_us, differences, absent, latency, by_key["light"]), options.out)
 
 
 def _requests(place: Path, ads: int, table: int) -> list[Prepared]:
@@ -113,7 +114,7 @@ def _differences(ways: Sequence[Way], requests: Sequence[Prepared]) -> dict[str,
     return found
 
 
-def _interleaved(
+def interleaved(
     ways: Sequence[Way], requests: Sequence[Prepared], repeats: int, clock: Callable[[], int] = time.perf_counter_ns
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Microseconds of each call; bursts of the ways in random order on the same requests, so that noise is everyone's.
@@ -133,7 +134,7 @@ def _interleaved(
     return found
 
 
-def _floors(machine: Machine, ads: int, table: int) -> dict[str, float]:
+def floors(machine: Machine, ads: int, table: int) -> dict[str, float]:
     """Seconds of each way of ctrkit; what the plain export needs stands for all that repeat the user."""
     first, rest = LIGHT[0], LIGHT[0] * LIGHT[1] + LIGHT[1]
     hidden, last = 2 * ads * LIGHT[0] * LIGHT[1], 2 * ads * LIGHT[1]
@@ -187,6 +188,7 @@ def _result(
         "split_int8_speedup": speedup[SPLIT_INT8],
         "floor_ratio": max(ratio[SPLIT], ratio[TABLE]),
         "latency_ms": {**{n: measured.as_dict() for n, measured in latency.items()}, "light_by_key": by_key.as_dict()},
+        "multiplications": {"light": multiplications(LIGHT), "booster": multiplications(BOOSTER)},
         "booster_to_light": _p50(latency["booster"].total) / _p50(latency["light"].total),
         "booster_to_light_graph": _p50(latency["booster"].graph) / _p50(latency["light"].graph),
     }

@@ -1,5 +1,6 @@
 """The tower of the latency benchmarks: 36 features of 16, 26 of the user and 10 an ad, random weights; and requests."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from ctrkit.request import Request
 from ctrkit.schema import CategoricalFeature, Schema
 
 LIGHT, BOOSTER = (200, 80), (720, 360, 240, 180, 90)
+"""The towers of Rocket Launching's Table 5."""
 USER_FEATURES, ITEM_FEATURES, DIM, IDS = 26, 10, 16, 10_000
 KEY = "ad"
 _NOTHING = Limits(gauc_drop=1.0, pcoc_change=10.0, difference=1.0)
@@ -47,6 +49,12 @@ def network(widths: Sequence[int], seed: int = 0) -> Network:
     tables = [TableConfig(name, IDS + 2, DIM, (name,)) for name in (*USER, *ITEM)]
     embedding = Embedding(tables, init_std=0.3, seed=seed)
     return Network(embedding, MLP(embedding.out_features, widths)).eval()
+
+
+def multiplications(widths: Sequence[int]) -> int:
+    """Multiplications of a tower for one ad."""
+    sizes = [(USER_FEATURES + ITEM_FEATURES) * DIM, *widths, 1]
+    return sum(a * b for a, b in itertools.pairwise(sizes))
 
 
 def encoding() -> Encoding:

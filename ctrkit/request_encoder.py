@@ -13,7 +13,12 @@ from ctrkit.graph import SIDES, Feeds, serving_graph, side_features
 from ctrkit.item_table import ItemTable
 from ctrkit.raw_values import typed_array
 from ctrkit.request import Column, Context, Items, Row
-from ctrkit.schema import Feature, SequenceFeature, Side
+from ctrkit.schema import CategoricalFeature, Feature, SequenceFeature, Side, table_of
+from ctrkit.single_value import FindRow, row_finder
+from ctrkit.tables import MISSING, UNSEEN
+
+_ONE = Counts(values=1)
+_ONE_OF_ROW = {MISSING: Counts(values=1, missing=1), UNSEEN: Counts(values=1, unseen=1)}
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class _Slot:
     """Input of the graph."""
     column: int
     """Column of that input; 0 for a sequence, which has one of its own."""
+    find: FindRow | None
+    """Finds the row of a single value."""
 
 
 class RequestEncoder:
@@ -121,6 +128,11 @@ class RequestEncoder:
     def _fill(self, feeds: Feeds, slot: _Slot, values: Column) -> Counts:
         """Encode one value, which is repeated, or N values of a feature into its input."""
         name = slot.feature.name
+        if slot.find is not None and len(values) == 1:
+            row = slot.find(values[0])
+            if row is not None:
+                feeds[slot.tensor][:, slot.column] = row
+                return _ONE_OF_ROW.get(row, _ONE)
         if isinstance(slot.feature, SequenceFeature):
             lists, counts = self._encoding.encode_sequence(name, values)  # type: ignore[arg-type]
             ids_NL, length_N = feeds[slot.tensor], feeds[f"{name}_length"]
@@ -192,11 +204,18 @@ def _slots(encoding: Encoding) -> dict[Side, tuple[_Slot, ...]]:
     found: dict[Side, tuple[_Slot, ...]] = {}
     for side in SIDES:
         features = side_features(encoding.schema, side)
+        find = {f.name: _finder(encoding, f) for f in encoding.schema.side(side)}
         places = {name: (f"ids_{side}", column) for column, name in enumerate(features.single)}
         places |= {name: (f"dense_{side}", column) for column, name in enumerate(features.dense)}
         places |= {feature.name: (f"{feature.name}_ids", 0) for feature in features.sequences}
-        found[side] = tuple(_Slot(f, f.source, *places[f.name]) for f in encoding.schema.side(side))
+        found[side] = tuple(_Slot(f, f.source, *places[f.name], find[f.name]) for f in encoding.schema.side(side))
     return found
+
+
+def _finder(encoding: Encoding, feature: Feature) -> FindRow | None:
+    if not isinstance(feature, CategoricalFeature):
+        return None
+    return row_finder(encoding.tables[table_of(feature)], encoding.raw_types[feature.name])
 
 
 def _no_features(where: str, key: Any, name: str) -> UserError:

@@ -49,7 +49,7 @@ class Vocabulary:
         return FIRST_ROW + len(self.keys_V)
 
     @cached_property
-    def _row_by_offset(self) -> npt.NDArray[np.int32] | None:
+    def row_by_offset(self) -> npt.NDArray[np.int32] | None:
         """Row of each integer from one before the first key to one after the last, if the keys lie close together.
 
         A gather is ten times as fast as a binary search.
@@ -65,9 +65,9 @@ class Vocabulary:
         """Row of each key; UNSEEN where the vocabulary has no such key."""
         if len(self.keys_V) == 0:
             return np.full(len(keys_N), UNSEEN, np.int64)
-        if self._row_by_offset is not None:
+        if self.row_by_offset is not None:
             offset_N = keys_N - self.keys_V[0] + 1  # what overflows comes out negative: before the first key
-            found_N: Int64Array = self._row_by_offset.take(offset_N, mode="clip").astype(np.int64)
+            found_N: Int64Array = self.row_by_offset.take(offset_N, mode="clip").astype(np.int64)
             return found_N
         position_N = self.keys_V.searchsorted(keys_N)
         found_N = self.keys_V.take(position_N, mode="clip") == keys_N  # beyond the last key is no key

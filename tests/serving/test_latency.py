@@ -4,7 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.latency import TOWERS, multiplications
+from benchmarks.latency import floors, interleaved
+from benchmarks.latency_floor import Machine
+from benchmarks.latency_tower import BOOSTER, LIGHT, multiplications
+from benchmarks.latency_ways import Way
 from ctrkit.errors import UserError
 from ctrkit.request import Request
 from ctrkit_serving.latency import Latency, Percentile, measure, quantiles, resample
@@ -147,10 +150,36 @@ def test_refuses_nothing_to_measure(scorers: dict[str, Scorer]) -> None:
 
 
 def test_benchmark_has_the_towers_of_the_paper() -> None:
-    assert {name: multiplications(widths) for name, widths in TOWERS.items()} == {
-        "light 200-80": 131_280, "booster 720-360-240-180-90": 819_810,
-    }  # fmt: skip
-    assert (131_280, 819_810) == (
-        576 * 200 + 200 * 80 + 80,
-        576 * 720 + 720 * 360 + 360 * 240 + 240 * 180 + 180 * 90 + 90,
+    assert multiplications(LIGHT) == 576 * 200 + 200 * 80 + 80
+    assert multiplications(BOOSTER) == 576 * 720 + 720 * 360 + 360 * 240 + 240 * 180 + 180 * 90 + 90
+
+
+def test_floors_of_the_benchmark_by_hand() -> None:
+    machine = Machine(flops=200e9, int8_ops=800e9, bandwidth=10e9)
+    found = floors(machine, 400, 200_000)
+    hidden, last, user = 2 * 400 * 200 * 80, 2 * 400 * 80, 2 * 416 * 200
+    assert found["plain export, ONNX Runtime"] == pytest.approx(2 * 400 * multiplications(LIGHT) / 200e9)
+    assert found["ctrkit, split"] == pytest.approx((user + 2 * 400 * 160 * 200 + hidden + last) / 200e9)
+    assert found["ctrkit, item table"] == pytest.approx((user + hidden + last) / 200e9)
+    assert found["ctrkit, item table, int8"] == pytest.approx(400 * 200 * 4 / 10e9)  # to read takes longer there
+    assert floors(machine, 400, 100)["ctrkit, item table, int8"] == pytest.approx(
+        (user + last) / 200e9 + hidden / 800e9
     )
+
+
+def test_bursts_of_the_benchmark_time_every_way_on_every_request() -> None:
+    clock, calls = Clock(), []
+
+    def way(name: str, nanoseconds: int) -> Way:
+        def call(request: Any) -> Any:
+            calls.append((name, request))
+            clock.now += nanoseconds
+
+        return Way(name, call)
+
+    requests: Any = list(range(7))
+    found = interleaved([way("a", 1000), way("b", 5000)], requests, 50, clock)
+    assert {name: set(us.tolist()) for name, us in found.items()} == {"a": {1.0}, "b": {5.0}}
+    assert {name: len(us) for name, us in found.items()} == {"a": 50, "b": 50}
+    timed = [request for name, request in calls if name == "a"][60:]
+    assert timed == [step % 7 for step in range(50)] == [request for name, request in calls if name == "b"][60:]
