@@ -83,6 +83,11 @@ def plain_export(widths: Sequence[int], example: Prepared) -> Way:
     return Way("plain export, ONNX Runtime", lambda p: session.run(None, p.repeated)[0])
 
 
+def write_plain_export(widths: Sequence[int], example: Feeds, path: Path) -> None:
+    """That graph in a file; `example` holds the inputs with a row an ad."""
+    _export(_plain(widths), Prepared({}, example, {}), path)
+
+
 def torch_ways(widths: Sequence[int], example: Prepared) -> list[Way | Absent]:
     """Eager and compiled, one thread."""
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
 """The server under load: overhead of HTTP, MLServer beside it, saturation, pushes, overload, kills, malformed requests.
 
 36 features of 16, a tower 200-80, 400 ads a request of encoded ids in binary tensors, one worker with one core; the
-clients have the others. Latency under load counts from the time a request was due.
+clients have the others. MLServer serves the plain export of the
+same network, and the bundle's graph. Latency under load counts from the time a request was due.
 """
 
 import json
@@ -19,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import report
-from benchmarks.latency_tower import request_of, write_tower
+from benchmarks.latency_tower import LIGHT, request_of, write_tower
+from benchmarks.latency_ways import write_plain_export
 from benchmarks.server_bundles import BAD, publish
 from benchmarks.server_fuzz import Valid, malformed, send
 from benchmarks.server_load import Answers, closed_loop, open_loop
-from benchmarks.server_peers import encoded, infer_http, mlserver_p50_ms, triton_inputs
+from benchmarks.server_peers import Served, encoded, infer_http, mlserver_p50_ms, triton_inputs
 from benchmarks.server_process import Server, until
 from ctrkit_serving.scorer import Scorer
 
-MODEL = "tower"
+MODEL, TABLE_MODEL = "tower", "tower_with_item_table"
 PATH = f"/v2/models/{MODEL}/infer"
 Result = dict[str, Any]
 
@@ -58,7 +60,7 @@ class Bench:
     def __init__(self, directory: Path, ads: int, *, quick: bool, mlserver: Path | None) -> None:
         self.directory, self.ads, self.quick, self.mlserver = directory, ads, quick, mlserver
         self.models = directory / "models"
-        self.push(1)
+        self.push(1, partial(write_tower, seed=0))
         self.scorer = Scorer.load(self.models / MODEL / "1")
         rng = np.random.default_rng(1)
         self.requests = [request_of(rng, ads) for _ in range(20)]
@@ -74,7 +76,8 @@ class Bench:
     def server(self, *options: str, workers: int = 1, **rest: Any) -> Server:
         """A server on its core."""
         cores = self.server_cores if workers == 1 else None
-        server = Server(self.models, "--workers", str(workers), "--drain-delay", "0", *options, cores=cores, **rest)
+        fixed = ("--workers", str(workers), "--drain-delay", "0", "--model", MODEL)
+        server = Server(self.models, *fixed, *options, cores=cores, **rest)
         server.wait_ready()
         return server
 
@@ -90,36 +93,53 @@ class Bench:
 
 
 def overhead(bench: Bench) -> Result:
-    """p50 of tritonclient's call less that of the scorer in this process, turn by turn."""
+    """p50 of tritonclient's call less that of the scorer in this process, turn by turn.
+
+    From encoded features of each ad; and from rows of an item table, which are a tenth of the bytes.
+    """
+    publish(bench.models, TABLE_MODEL, 1, partial(write_tower, table=2_000 if bench.quick else 200_000))
+    table_scorer = Scorer.load(bench.models / TABLE_MODEL / "1")
+    assert table_scorer.item_table is not None
+    rng, ads = np.random.default_rng(2), len(table_scorer.item_table)
+    user = {n: a for n, a in bench.feeds[0].items() if bench.scorer.inputs[n].side != "item"}
+    by_row = [{**user, "ads": rng.integers(ads, size=bench.ads)} for _ in bench.feeds]
+    with bench.server("--model", TABLE_MODEL, grpc=True) as server:
+        features = _overhead(bench, server, MODEL, bench.scorer, bench.feeds)
+        table = _overhead(bench, server, TABLE_MODEL, table_scorer, by_row)
+    return {
+        "features": features, "item_table": table, "http_overhead_ms": features["http_overhead_ms"],
+        "item_table_http_overhead_ms": table["http_overhead_ms"],
+    }  # fmt: skip
+
+
+def _overhead(bench: Bench, server: Server, model: str, scorer: Scorer, feeds: Sequence[dict[str, Any]]) -> Result:
     import tritonclient.grpc as grpc_client
     import tritonclient.http as http_client
 
     repeats = 500 if bench.quick else 5000
-    with bench.server(grpc=True) as server:
-        http = http_client.InferenceServerClient(server.address)
-        grpc = grpc_client.InferenceServerClient(server.grpc_address)
-        took: dict[str, list[float]] = {name: [] for name in ("in_process", "http", "grpc")}
-        inputs = {
-            "http": [triton_inputs(http_client, feeds) for feeds in bench.feeds],
-            "grpc": [triton_inputs(grpc_client, feeds) for feeds in bench.feeds],
-        }
-        calls: dict[str, Callable[[int], npt.NDArray[Any]]] = {
-            "in_process": lambda i: bench.scorer.score_ids(bench.feeds[i]),
-            "http": lambda i: http.infer(MODEL, inputs["http"][i]).as_numpy("probability"),
-            "grpc": lambda i: grpc.infer(MODEL, inputs["grpc"][i]).as_numpy("probability"),
-        }
-        for i in range(-50, repeats):
-            scores = {}
-            for name, call in calls.items():
-                start = time.perf_counter()
-                scores[name] = call(i % len(bench.feeds))
-                if i >= 0:
-                    took[name].append((time.perf_counter() - start) * 1e3)
-            assert all(np.array_equal(found, scores["in_process"]) for found in scores.values())
-        http.close()
-        grpc.close()
+    http = http_client.InferenceServerClient(server.address)
+    grpc = grpc_client.InferenceServerClient(server.grpc_address)
+    http_inputs = [triton_inputs(http_client, arrays) for arrays in feeds]
+    grpc_inputs = [triton_inputs(grpc_client, arrays) for arrays in feeds]
+    calls: dict[str, Callable[[int], npt.NDArray[Any]]] = {
+        "in_process": lambda i: scorer.score_ids(feeds[i]),
+        "http": lambda i: http.infer(model, http_inputs[i]).as_numpy("probability"),
+        "grpc": lambda i: grpc.infer(model, grpc_inputs[i]).as_numpy("probability"),
+    }
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(-50, repeats):
+        scores = {}
+        for name, call in calls.items():
+            start = time.perf_counter()
+            scores[name] = call(i % len(feeds))
+            if i >= 0:
+                took[name].append((time.perf_counter() - start) * 1e3)
+        assert all(np.array_equal(found, scores["in_process"]) for found in scores.values())
+    http.close()
+    grpc.close()
     p50 = {name: float(np.median(times)) for name, times in took.items()}
     return {
+        "request_bytes": sum(a.nbytes for a in feeds[0].values()),
         "p50_ms": p50,
         "p99_ms": {name: float(np.quantile(times, 0.99)) for name, times in took.items()},
         "http_overhead_ms": p50["http"] - p50["in_process"],
@@ -128,21 +148,30 @@ def overhead(bench: Bench) -> Result:
 
 
 def mlserver(bench: Bench) -> Result:
-    """The same client, graph and ids against MLServer, REST in JSON (it has no binary tensors) and gRPC."""
+    """The same client and requests against MLServer: the plain export of the network, and our own graph."""
     if bench.mlserver is None:
         return {"mlserver": "not measured: give --mlserver-python"}
     import tritonclient.http as http_client
 
-    repeats = 100 if bench.quick else 1000
+    plain = bench.directory / "plain.onnx"
+    repeated = [{n: np.repeat(a, bench.ads // len(a), axis=0) for n, a in feeds.items()} for feeds in bench.feeds]
+    write_plain_export(LIGHT, repeated[0], plain)
+    served = {"plain": Served(plain, repeated), "graph": Served(bench.scorer.bundle.model, bench.feeds)}
     with bench.server() as server:
-        theirs, ours = mlserver_p50_ms(
-            bench.mlserver, bench.scorer.bundle.model, bench.feeds, bench.server_cores, repeats, server.address, MODEL,
-            http_client,
+        client = http_client.InferenceServerClient(server.address)
+        inputs = [triton_inputs(http_client, arrays) for arrays in bench.feeds]
+        p50 = mlserver_p50_ms(
+            bench.mlserver, served, bench.server_cores, 100 if bench.quick else 1000,
+            lambda i: client.infer(MODEL, inputs[i]).as_numpy("probability"),
         )  # fmt: skip
+        client.close()
     return {
-        "mlserver_p50_ms": theirs, "http_p50_ms": ours, "mlserver_speedup": theirs["http"] / ours,
-        "mlserver_grpc_speedup": theirs["grpc"] / ours,
-    }  # fmt: skip
+        "mlserver_p50_ms": p50,
+        "mlserver_speedup": p50["plain, REST"] / p50["ours"],
+        "mlserver_grpc_speedup": p50["plain, gRPC"] / p50["ours"],
+        "mlserver_same_graph_speedup": p50["graph, REST"] / p50["ours"],
+        "mlserver_same_graph_grpc_speedup": p50["graph, gRPC"] / p50["ours"],
+    }
 
 
 def curve(bench: Bench) -> Result:

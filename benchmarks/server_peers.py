@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,61 +60,82 @@ def infer_http(path: str, arrays: Mapping[str, npt.NDArray[Any]], timeout_ms: in
     return http("POST", path, head + b"".join(a.tobytes() for a in arrays.values()), headers)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A graph for MLServer, and its requests."""
+
+    graph: Path
+    feeds: Sequence[Mapping[str, npt.NDArray[Any]]]
+
+
 def mlserver_p50_ms(
-    python: Path, graph: Path, feeds: Sequence[Mapping[str, npt.NDArray[Any]]], cores: set[int], repeats: int,
-    our_address: str, our_model: str, http_client: Any,
-) -> tuple[dict[str, float], float]:  # fmt: skip
-    """p50 of MLServer's REST and gRPC, and of ours over HTTP, turn by turn."""
+    python: Path, served: Mapping[str, Served], cores: set[int], repeats: int, ours: Callable[[int], npt.NDArray[Any]]
+) -> dict[str, float]:
+    """p50 of MLServer's REST (JSON: it has no binary tensors) and gRPC for each graph, and of ours, turn by turn.
+
+    Request i is the same for all, and so must its scores be.
+    """
     import tritonclient.grpc as grpc_client
+    import tritonclient.http as http_client
 
     with tempfile.TemporaryDirectory() as directory:
-        http_port, grpc_port = _write_settings(Path(directory), graph)
+        http_port, grpc_port = _write_settings(Path(directory), served)
         process = _start(python, Path(directory), cores)
         try:
-            theirs = http_client.InferenceServerClient(f"127.0.0.1:{http_port}")
-            theirs_grpc = grpc_client.InferenceServerClient(f"127.0.0.1:{grpc_port}")
-            ours = http_client.InferenceServerClient(our_address)
-            until(lambda: _ready(theirs))
-            as_json = [triton_inputs(http_client, f, binary_data=False) for f in feeds]
-            binary = [triton_inputs(http_client, f) for f in feeds]
-            grpc = [triton_inputs(grpc_client, f) for f in feeds]
-            wanted = [http_client.InferRequestedOutput("probability", binary_data=False)]
-            calls: dict[str, Callable[[int], Any]] = {
-                "http": lambda i: theirs.infer("graph", as_json[i], outputs=wanted),
-                "grpc": lambda i: theirs_grpc.infer("graph", grpc[i]),
-                "ours": lambda i: ours.infer(our_model, binary[i]),
-            }
-            took: dict[str, list[float]] = {name: [] for name in calls}
-            for i in range(-20, repeats):
-                scores = {}
-                for name, call in calls.items():
-                    start = time.perf_counter()
-                    scores[name] = call(i % len(feeds)).as_numpy("probability").ravel()
-                    if i >= 0:
-                        took[name].append((time.perf_counter() - start) * 1e3)
-                np.testing.assert_allclose(scores["http"], scores["ours"], rtol=0, atol=1e-6)
-                np.testing.assert_allclose(scores["grpc"], scores["ours"], rtol=0, atol=1e-6)
+            rest = http_client.InferenceServerClient(f"127.0.0.1:{http_port}")
+            grpc = grpc_client.InferenceServerClient(f"127.0.0.1:{grpc_port}")
+            until(lambda: _ready(rest, list(served)))
+            calls = {"ours": ours}
+            for name, one in served.items():
+                as_json = [triton_inputs(http_client, f, binary_data=False) for f in one.feeds]
+                raw = [triton_inputs(grpc_client, f) for f in one.feeds]
+                calls[f"{name}, REST"] = partial(_rest, http_client, rest, name, as_json)
+                calls[f"{name}, gRPC"] = partial(_grpc, grpc, name, raw)
+            return _interleaved(calls, repeats, len(next(iter(served.values())).feeds))
         finally:
             process.terminate()
             process.wait(30)
-    p50 = {name: float(np.median(times)) for name, times in took.items()}
-    return {"http": p50["http"], "grpc": p50["grpc"]}, p50["ours"]
 
 
-def _ready(client: Any) -> bool:
+def _rest(module: Any, client: Any, model: str, inputs: Sequence[Any], i: int) -> Any:
+    wanted = [module.InferRequestedOutput("probability", binary_data=False)]
+    return client.infer(model, inputs[i], outputs=wanted).as_numpy("probability")
+
+
+def _grpc(client: Any, model: str, inputs: Sequence[Any], i: int) -> Any:
+    return client.infer(model, inputs[i]).as_numpy("probability")
+
+
+def _interleaved(calls: Mapping[str, Callable[[int], Any]], repeats: int, requests: int) -> dict[str, float]:
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(-20, repeats):
+        scores = {}
+        for name, call in calls.items():
+            start = time.perf_counter()
+            scores[name] = call(i % requests).ravel()
+            if i >= 0:
+                took[name].append((time.perf_counter() - start) * 1e3)
+        for found in scores.values():
+            np.testing.assert_allclose(found, scores["ours"], rtol=0, atol=2e-6)
+    return {name: float(np.median(times)) for name, times in took.items()}
+
+
+def _ready(client: Any, models: Sequence[str]) -> bool:
     try:
-        return bool(client.is_model_ready("graph"))
+        return all(client.is_model_ready(model) for model in models)
     except Exception:  # it does not listen yet
         return False
 
 
-def _write_settings(directory: Path, graph: Path) -> tuple[int, int]:
+def _write_settings(directory: Path, served: Mapping[str, Served]) -> tuple[int, int]:
     ports = [_free_port() for _ in range(3)]
     server = {"parallel_workers": 0, "host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1]}
     server |= {"metrics_port": ports[2], "debug": False}
-    model = {"name": "graph", "implementation": "runtime.OnnxRuntime", "parameters": {"uri": str(graph)}}
     (directory / "settings.json").write_text(json.dumps(server))
-    (directory / "model-settings.json").write_text(json.dumps(model))
+    for name, one in served.items():
+        model = {"name": name, "implementation": "runtime.OnnxRuntime", "parameters": {"uri": str(one.graph)}}
+        (directory / name).mkdir()
+        (directory / name / "model-settings.json").write_text(json.dumps(model))
     return ports[0], ports[1]
 
 
