@@ -1,12 +1,15 @@
 """The command line: what each verb says and writes, and how it ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +18,7 @@ from ctrkit import cli
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
 from ctrkit.config import load_recipe
+from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
 
 Capture = pytest.CaptureFixture[str]
@@ -101,6 +105,30 @@ def test_export(capsys: Capture, done: list[str], finished_run: Path) -> None:
     assert shown(capsys, ["export", *done]) == f"{finished_run / 'bundle'}\n"
     found = result(capsys, ["export", *done])
     assert found["manifest"]["name"] == "rocket_light"
+
+
+def test_export_with_an_item_table(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    requests = [json.loads(line) for line in (finished_run / "data" / "requests.jsonl").read_text().splitlines()]
+    ads = {item["ad_id"]: item for request in requests for item in request["items"]}
+    pq.write_table(pa.Table.from_pylist(list(ads.values())), tmp_path / "ads.parquet")
+    export = ["export", str(finished_run.parent / "small.toml"), "--out", str(tmp_path / "run")]
+    loose = [f"export.{key}" for key in ("max_gauc_drop=1", "max_pcoc_change=1", "max_difference=1", "int8=true")]
+    export += [word for override in loose for word in ("--set", override)]
+    found = result(capsys, [*export, "--items", str(tmp_path / "ads.parquet"), "--item-key", "ad_id"])
+    assert found["manifest"]["item_table"]["ads"] == len(ads)
+    assert found["manifest"]["approximations"]["int8"]["accepted"]
+    features, table = Scorer.load(finished_run / "bundle"), Scorer.load(tmp_path / "run" / "bundle")
+    for request in requests[:5]:
+        user, context = request["user"], request["context"]
+        expected = features.score(user, request["items"], context)
+        by_key = table.score(user, {"ad_id": [item["ad_id"] for item in request["items"]]}, context)
+        known = [i for i, item in enumerate(request["items"]) if ads[item["ad_id"]] == item]
+        np.testing.assert_allclose(by_key[known], expected[known], rtol=0, atol=1e-6)
+        whole = Scorer.load(tmp_path / "run" / "bundle", use_item_table=False)
+        np.testing.assert_allclose(whole.score(user, request["items"], context), expected, rtol=0, atol=1e-6)
+    assert main([*export, "--items", str(tmp_path / "ads.parquet")]) == 2
+    assert "export.items and export.item_key go together" in capsys.readouterr().err
 
 
 def test_score(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:

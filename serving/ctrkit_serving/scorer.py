@@ -32,11 +32,13 @@ class Scorer:
     ONNX Runtime's sessions allow it, and the counts are kept under a lock. Each call runs in its caller's thread alone.
     """
 
-    def __init__(self, bundle: Bundle, precision: Precision, *, ignore_unknown: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: Precision, *, use_item_table: bool = True, ignore_unknown: bool = False
+    ) -> None:
         """Use `Scorer.load`."""
         self.bundle = bundle
         self.precision = precision
-        self.item_table: ItemTable | None = bundle.item_table()
+        self.item_table: ItemTable | None = bundle.item_table() if use_item_table else None
         """The ads that need no features, None if the bundle has no table."""
         self._sessions = Sessions.load(bundle, int8=precision == "int8")
         self._encoder = RequestEncoder(bundle.encoding, self.item_table, ignore_unknown=ignore_unknown)
@@ -50,6 +52,7 @@ class Scorer:
         bundle: Path | str,
         *,
         precision: Precision = "exact",
+        use_item_table: bool = True,
         verify_golden: bool = True,
         ignore_unknown: bool = False,
     ) -> Self:
@@ -58,13 +61,14 @@ class Scorer:
         Args:
             bundle: its directory.
             precision: "int8" takes the int8 graphs, which the bundle has if they passed their gate at export.
+            use_item_table: look ads up there, if the bundle has one; else features are read of every ad.
             verify_golden: score the bundle's own requests and refuse it if a score is not the exporter's.
             ignore_unknown: let requests hold values of names that the model does not know, instead of an error.
 
         Raises:
             UserError: the bundle is broken, or has no int8; the message names the file and the way out.
         """
-        scorer = cls(Bundle.load(bundle), precision, ignore_unknown=ignore_unknown)
+        scorer = cls(Bundle.load(bundle), precision, use_item_table=use_item_table, ignore_unknown=ignore_unknown)
         if verify_golden:
             scorer._verify_golden()
         return scorer
