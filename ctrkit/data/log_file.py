@@ -8,12 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ctrkit.data.locate import Format, format_of, partition_of
 from ctrkit.errors import UserError
 
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
+# Bytes of a column read at a time: without, all of a row group's, which may be a whole file's. Of remote files each
+# read is a round trip.
+_LOCAL_BUFFER, _REMOTE_BUFFER = 1 << 16, 1 << 23
 _CHECKED_ROWS = 1 << 16
 _DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -201,7 +205,12 @@ def _open_parquet(filesystem: Any, path: str, encoded: Collection[str] = ()) -> 
     # Pre-buffering keeps what it has read until the file is closed. Where the writer wrote no checksums, a damaged page
     # may be read as other values; where it did, it is found.
     return pq.ParquetFile(
-        path, filesystem=filesystem, pre_buffer=False, page_checksum_verification=True, read_dictionary=sorted(encoded)
+        path,
+        filesystem=filesystem,
+        pre_buffer=False,
+        buffer_size=_LOCAL_BUFFER if isinstance(filesystem, pafs.LocalFileSystem) else _REMOTE_BUFFER,
+        page_checksum_verification=True,
+        read_dictionary=sorted(encoded),
     )
 
 

@@ -1,10 +1,13 @@
 import gzip
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -143,6 +146,28 @@ def test_batches_do_not_hold_more_than_a_chunk(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": range(600_000)}), tmp_path / "x.parquet", row_group_size=600_000)
     chunks = list(open_log(str(tmp_path)).chunks(["a"]))
     assert max(chunk.columns.num_rows for chunk in chunks) <= source.CHUNK_ROWS
+
+
+def test_a_large_row_group_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"a": range(100_000)}), tmp_path / "x.parquet", use_dictionary=False, data_page_size=4000)
+    sizes: list[int] = []
+
+    class Handler(pafs.FSSpecHandler):  # type: ignore[misc]
+        def open_input_file(self, path: str) -> Any:
+            class Recorder(io.FileIO):
+                def read(self, size: int | None = -1, /) -> bytes:
+                    sizes.append(size or 0)
+                    return super().read(-1 if size is None else size)
+
+            return pa.PythonFile(Recorder(path), mode="r")
+
+    filesystem = pafs.PyFileSystem(Handler(fsspec.filesystem("file")))
+    monkeypatch.setattr("ctrkit.data.log_file._REMOTE_BUFFER", 10_000)
+    [file] = open_log(str(tmp_path)).files
+    rows = sum(b.num_rows for b in replace(file, filesystem=filesystem).batches(["a"], file.schema, 1000))
+    assert rows == 100_000
+    assert max(sizes) <= 70_000  # the footer's; the column has more than 400,000 bytes
+    assert len(sizes) > 20
 
 
 def test_a_flipped_bit_is_found_where_the_writer_wrote_checksums(tmp_path: Path) -> None:
