@@ -22,93 +22,38 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import JsonValue
 
 import ctrkit
 from ctrkit.atomic import atomic_directory
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
-from ctrkit.graph import Graph, serving_graph
 from ctrkit.graph import TensorSpec as TensorSpec
+from ctrkit.graph import serving_graph
 from ctrkit.item_table import ItemTable
-from ctrkit.raw_values import RawType
+from ctrkit.manifest import (
+    ENCODING,
+    FORMAT,
+    GOLDEN,
+    GRAPHS,
+    HEAD,
+    HEAD_INT8,
+    ITEM,
+    ITEMS,
+    MODEL_INT8,
+    Approximation,
+    FileEntry,
+    ItemTableEntry,
+    Manifest,
+    TablePrecision,
+    read_manifest,
+)
+from ctrkit.manifest import MANIFEST as MANIFEST
+from ctrkit.manifest import MODEL as MODEL
+from ctrkit.manifest import WEIGHTS as WEIGHTS
 from ctrkit.request import Golden as Golden
-
-FORMAT = 2
-"""Version of the layout of a bundle; a reader refuses any other."""
-MANIFEST, ENCODING, GOLDEN, ITEMS = "manifest.json", "encoding", "golden.json", "items"
-MODEL, WEIGHTS, ITEM, HEAD = "model.onnx", "model.onnx.data", "item.onnx", "head.onnx"
-MODEL_INT8, HEAD_INT8 = "model.int8.onnx", "head.int8.onnx"
-PART = "item_part"
-"""Output of item.onnx and input of head.onnx, float32 [N, H]."""
-_GRAPHS = (MODEL, WEIGHTS, ITEM, HEAD, MODEL_INT8, HEAD_INT8)
-TablePrecision = Literal["float32", "float16", "int8"]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class FileEntry(_Model):
-    """What a file of the bundle must be."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
-
-
-class ItemTableEntry(_Model):
-    """What the item table is."""
-
-    key: str
-    """Column that names an ad."""
-    raw_type: RawType
-    ads: int = Field(ge=1)
-    width: int = Field(ge=1)
-    precision: TablePrecision
-
-
-class Approximation(_Model):
-    """What an approximation changed on held-out rows, against the exact network."""
-
-    rows: int
-    gauc_change: float | None
-    """None where no user has both a click and none."""
-    pcoc_change: float | None
-    max_difference: float
-    """Largest absolute difference of probability."""
-    accepted: bool
-    """Whether it passed its gate; the bundle has it only then."""
-    reason: str = ""
-    """Why not."""
-
-
-class Manifest(_Model):
-    """What a bundle is."""
-
-    format: int
-    name: str
-    created: AwareDatetime
-    files: dict[str, FileEntry]
-    """By path relative to the bundle; the manifest itself is not among them."""
-    schema_fingerprint: str
-    encoding_fingerprint: str
-    graph: Graph
-    """Of model.onnx."""
-    item_table: ItemTableEntry | None
-    tables: TablePrecision
-    """Of embedding tables and item table, as they are kept."""
-    approximations: dict[str, Approximation]
-    """Those that were tried: "tables", "int8"."""
-    versions: dict[str, str]
-    """Of the libraries that wrote it."""
-    metrics: dict[str, float]
-    multiplications: int
-    """Multiplications of the tower for one ad."""
-    parity_max_abs_diff: float
-    """Largest difference of probability between torch and every exact graph in ONNX Runtime on held-out rows."""
-    recipe: dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
@@ -152,7 +97,7 @@ class Bundle:
             UserError: it is no bundle or not the one that was written; it names the file and the way out.
         """
         directory = Path(directory)
-        manifest = _read_manifest(directory)
+        manifest = read_manifest(directory)
         try:
             _verify_files(directory, manifest)
         except OSError as error:
@@ -247,7 +192,7 @@ def write_bundle(
 def _copy_model(model: Path, target: Path) -> None:
     if not (model / MODEL).is_file():
         raise UserError(f"{model / MODEL}: no such file; export the network there first")
-    strange = sorted(path.name for path in model.iterdir() if path.name not in (*_GRAPHS, ITEMS))
+    strange = sorted(path.name for path in model.iterdir() if path.name not in (*GRAPHS, ITEMS))
     if strange:
         raise UserError(f"{model / strange[0]}: a bundle takes its graphs and {WEIGHTS} only; keep it elsewhere")
     for path in model.iterdir():
@@ -286,26 +231,6 @@ def _files_below(directory: Path) -> Iterator[str]:
     for path in directory.rglob("*"):
         if path.is_symlink() or not path.is_dir():
             yield path.relative_to(directory).as_posix()
-
-
-def _read_manifest(directory: Path) -> Manifest:
-    path = directory / MANIFEST
-    try:
-        content = path.read_bytes()
-        version = json.loads(content)["format"]
-        if version != FORMAT:
-            raise UserError(f"{path}: bundle format {version}, this ctrkit reads {FORMAT}; export it again")
-        return Manifest.model_validate_json(content)
-    except OSError as error:
-        raise UserError(f"{directory}: no bundle, it has no readable {MANIFEST} ({error.strerror})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg']}; export the bundle again") from error
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a manifest ({error}); export the bundle again") from error
 
 
 def _verify_files(directory: Path, manifest: Manifest) -> None:

@@ -11,21 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ctrkit.bundle import (
-    HEAD,
-    HEAD_INT8,
-    ITEM,
-    ITEMS,
-    MODEL,
-    MODEL_INT8,
-    WEIGHTS,
-    Approximation,
-    Bundle,
-    Golden,
-    ItemTableEntry,
-    TablePrecision,
-    write_bundle,
-)  # fmt: skip
+from ctrkit.bundle import MODEL, WEIGHTS, Bundle, Golden, write_bundle
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
@@ -39,6 +25,7 @@ from ctrkit.export.quantize import quantizations
 from ctrkit.export.serving_graphs import FIRST_LAYER, write_head, write_item, write_model, write_observed
 from ctrkit.export.tables import as_float32, stored
 from ctrkit.export.weight_file import WeightFile
+from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, ITEMS, MODEL_INT8, Approximation, ItemTableEntry, TablePrecision
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder

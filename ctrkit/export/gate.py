@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ctrkit.bundle import Approximation
 from ctrkit.data.batch import Batch
+from ctrkit.manifest import Approximation
 from ctrkit.metrics.report import Report
 
 Probabilities = npt.NDArray[np.float64]

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctrkit.bundle import ItemTableEntry, TablePrecision
 from ctrkit.data.columns import decoded
 from ctrkit.data.encode import encode_feature
 from ctrkit.data.ids import id_keys
@@ -21,6 +20,7 @@ from ctrkit.export.tables import RowwiseInt8, stored
 from ctrkit.export.weight_file import without_denormals
 from ctrkit.graph import Feeds, side_features
 from ctrkit.item_table import KEYS_FILE, PART_FILE, SCALE_FILE
+from ctrkit.manifest import ItemTableEntry, TablePrecision
 from ctrkit.raw_values import Int64Array, RawType
 
 _CHUNK = 16_384

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ctrkit.bundle import HEAD, ITEM, PART
 from ctrkit.errors import UserError
+from ctrkit.manifest import HEAD, ITEM, PART
 
 MAX_DIFFERENCE = 1e-6
 """Largest difference of probability between torch and ONNX Runtime that an exact graph may have."""

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ctrkit.bundle import PART
 from ctrkit.export.arrays import Float32Array, Layer, NetworkArrays
 from ctrkit.export.graph_builder import MICROSOFT, GraphBuilder
 from ctrkit.export.tables import RowwiseInt8
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.graph import TensorSpec
+from ctrkit.manifest import PART
 from ctrkit.schema import SequenceFeature, Side
 
 FIRST_LAYER = "item"

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctrkit.bundle import TablePrecision
 from ctrkit.errors import UserError
+from ctrkit.manifest import TablePrecision
 
 _CHUNK = 1 << 16
 

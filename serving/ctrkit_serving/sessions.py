@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ctrkit.bundle import HEAD, HEAD_INT8, ITEM, MODEL, MODEL_INT8, PART, Bundle
+from ctrkit.bundle import MODEL, Bundle
 from ctrkit.errors import UserError
 from ctrkit.graph import Feeds, TensorSpec
 from ctrkit.item_table import ItemTable
+from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, MODEL_INT8, PART
 
 _ORT_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
 Float32Array = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from ctrkit.bundle import HEAD, ITEM, MODEL, WEIGHTS
+from ctrkit.bundle import MODEL, WEIGHTS
 from ctrkit.errors import UserError
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.graph_builder import OPSET
@@ -21,6 +21,7 @@ from ctrkit.export.parity import parity as graph_parity
 from ctrkit.export.plain_network import Inputs, PlainNetwork, graph_inputs
 from ctrkit.export.serving_graphs import write_head, write_item, write_model
 from ctrkit.export.weight_file import WeightFile
+from ctrkit.manifest import HEAD, ITEM
 from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network

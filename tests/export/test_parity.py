@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.build import build_embedding
-from ctrkit.bundle import HEAD, HEAD_INT8, ITEM, MODEL, MODEL_INT8, WEIGHTS
+from ctrkit.bundle import MODEL, WEIGHTS
 from ctrkit.config import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.export.from_torch import network_arrays
@@ -22,6 +22,7 @@ from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
 from ctrkit.export.quantize import quantizations
 from ctrkit.export.serving_graphs import write_head, write_item, write_model, write_observed
 from ctrkit.export.weight_file import WeightFile
+from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, MODEL_INT8
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema, SequenceFeature, table_of

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctrkit.bundle import HEAD_INT8, MODEL_INT8, Bundle
+from ctrkit.bundle import Bundle
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
+from ctrkit.manifest import HEAD_INT8, MODEL_INT8
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
