@@ -88,6 +88,7 @@ class _Load:
         self._late: deque[float] = deque()
         self._count = 0
         self._ending = False
+        self._until = 0.0  # of a closed loop
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -100,6 +101,8 @@ class _Load:
     def free(self, connection: _Connection) -> None:
         if self._late:
             self._send(connection, self._late.popleft())
+        elif time.perf_counter() < self._until:
+            self._send(connection, time.perf_counter())
         else:
             self._idle.append(connection)
 
@@ -133,13 +136,12 @@ class _Load:
             self.due(due)
         await self._finish(start)
 
-    async def closed(self, connections: int, seconds: float) -> None:
+    async def closed(self, seconds: float) -> None:
         start = time.perf_counter()
-        end = start + seconds
-        while time.perf_counter() < end:
-            while self._idle:
-                self.due(time.perf_counter())
-            await asyncio.sleep(0)
+        self._until = start + seconds
+        while self._idle:
+            self.due(time.perf_counter())
+        await asyncio.sleep(seconds)
         await self._finish(start)
 
     async def _finish(self, start: float) -> None:
@@ -177,7 +179,7 @@ async def _run(
     for _ in range(connections):
         await load.connect()
     if rate is None:
-        await load.closed(connections, seconds)
+        await load.closed(seconds)
     else:
         await load.open(rate, seconds, seed)
     return load.answers

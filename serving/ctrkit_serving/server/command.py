@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("request_timeout_s", float, "seconds that a request may take to arrive")
     option("idle_timeout_s", float, "seconds after which a connection without a request is closed")
     option("poll_s", float, "seconds between two looks for new versions; 0: only management calls load them")
+    option("latency_ads", int, "ads a request of the latency gate")
     option("max_latency_ratio", float, "a new version's median over that of the one that serves; 0 for no gate")
     option("latency_budget_ms", float, "a new version's median; 0 for no budget")
     option("check_timeout_s", float, "seconds that the checks of a new version may take")

@@ -143,12 +143,14 @@ class Service:
     def _pump(self) -> None:
         """Score one request; those that arrive meanwhile are read before the next."""
         job = self._queue.pop()
+        tried = True
         try:
-            self._serve(job)
+            tried = self._serve(job)
         except Exception:  # a defect: this request fails, the next one is served
             self._defect(job)
         now = time.monotonic()
-        self._queue.took(now - self._turn)
+        if tried:  # one that came too late takes no time, which says nothing of the others
+            self._queue.took(now - self._turn)
         self._turn = now
         if self._queue:
             asyncio.get_running_loop().call_soon(self._pump)
@@ -156,13 +158,15 @@ class Service:
             self._pumping = False
             self.idle.set()
 
-    def _serve(self, job: Job) -> None:
+    def _serve(self, job: Job) -> bool:
+        """Answer a request; False if it was not tried."""
         start = time.monotonic()
         if job.gone:
-            return
+            return False
+        if self._queue.too_late(job.deadline, start) and start > job.arrived + _TRIED_S:
+            self._refuse(job, RequestError(503, "deadline", "overloaded: its deadline passed while it waited", 1))
+            return False
         try:
-            if self._queue.too_late(job.deadline, start) and start > job.arrived + _TRIED_S:
-                raise RequestError(503, "deadline", "overloaded: its deadline passed while it waited", 1)
             decoded, scores_N = job.score()
             scored = time.monotonic()
             timeout_s = job.timeout_s()
@@ -175,6 +179,7 @@ class Service:
             self._refuse(job, error)
         else:
             self._count_scores(job, scores_N, (start, decoded, scored, time.monotonic()))
+        return True
 
     def _refuse(self, job: Job, error: RequestError) -> None:
         self.count(error.reason)
