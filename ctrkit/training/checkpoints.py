@@ -499,9 +499,11 @@ class _Writer(FileSystemWriter):
 
 
 def _alone(chunk: Tensor) -> Tensor:
-    """A chunk without the tensor that it is a view of, which torch would save too."""
-    chunk = chunk.cpu()
-    return chunk if chunk.untyped_storage().nbytes() == chunk.nbytes else chunk.clone()
+    """A chunk by itself, in its place: of a view, torch would save all that it is a view of."""
+    chunk = chunk.cpu().contiguous()
+    start = chunk.storage_offset() * chunk.itemsize
+    memory: torch.UntypedStorage = chunk.untyped_storage()[start : start + chunk.nbytes]
+    return torch.empty(0, dtype=chunk.dtype).set_(memory, 0, chunk.size(), chunk.stride())
 
 
 def _write(new: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, dict[str, Any]]:
