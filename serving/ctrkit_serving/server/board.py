@@ -18,6 +18,8 @@ STALE_S = 1.0
 """A process whose heart has not beaten for so long is taken for stalled."""
 BEAT_S = 0.1
 
+COUNTS = ("values", "unseen", "missing", "table_lookups", "table_misses")
+"""What became of feature values, and of ads in the item table; in the order of `Model.counts`."""
 STAGES = ("queue", "decode", "score", "encode", "total")
 STAGE_EDGES = 1e-3 * np.array([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
 """Upper bounds of the buckets of stage times, in seconds."""
@@ -42,9 +44,7 @@ _ROW = np.dtype(
     [
         ("requests", np.int64),
         ("ads", np.int64),
-        ("values", np.int64),
-        ("unseen", np.int64),
-        ("missing", np.int64),
+        *((name, np.int64) for name in COUNTS),
         ("score_sum", np.float64),
         ("scores", np.int64, len(SCORE_EDGES) + 1),
         ("stage_sum", np.float64, len(STAGES)),

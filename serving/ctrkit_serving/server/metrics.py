@@ -13,6 +13,15 @@ from ctrkit_serving.server.service import Service
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
+_COUNTED = {
+    "values": ("values", "Feature values read."),
+    "unseen": ("unseen_values", "Of them, ids that training had not seen."),
+    "missing": ("missing_values", "Of them, missing."),
+    "table_lookups": ("item_table_lookups", "Ads looked up in the item table."),
+    "table_misses": ("item_table_misses", "Of them, not in it: scored from their features."),
+}
+"""By the board's field: name and text."""
+
 
 def render(service: Service) -> bytes:
     """The text of `/metrics`."""
@@ -70,9 +79,7 @@ class _Collector:
         service, labels = self._service, ["model", "version"]
         serving = GaugeMetricFamily("ctrkit_version_serving", "1 for the version that serves.", labels=labels)
         ads = CounterMetricFamily("ctrkit_ads", "Ads scored.", labels=labels)
-        values = CounterMetricFamily("ctrkit_values", "Feature values read.", labels=labels)
-        unseen = CounterMetricFamily("ctrkit_unseen_values", "Of them, ids that training had not seen.", labels=labels)
-        missing = CounterMetricFamily("ctrkit_missing_values", "Of them, missing.", labels=labels)
+        counted = [CounterMetricFamily(f"ctrkit_{name}", text, labels=labels) for name, text in _COUNTED.values()]
         scores = HistogramMetricFamily("ctrkit_score", "Scores.", labels=labels)
         mean = GaugeMetricFamily("ctrkit_score_mean", "Mean score since the version was loaded.", labels=labels)
         drift = GaugeMetricFamily(
@@ -83,9 +90,8 @@ class _Collector:
             label, total = [name, str(version)], service.board.row_totals(row)
             serving.add_metric(label, float(service.serving.get(name) == version))
             ads.add_metric(label, float(total["ads"]))
-            values.add_metric(label, float(total["values"]))
-            unseen.add_metric(label, float(total["unseen"]))
-            missing.add_metric(label, float(total["missing"]))
+            for field, family in zip(_COUNTED, counted, strict=True):
+                family.add_metric(label, float(total[field]))
             scores.add_metric(label, _buckets(SCORE_EDGES, total["scores"]), float(total["score_sum"]))
             if total["ads"]:
                 mean.add_metric(label, float(total["score_sum"] / total["ads"]))
@@ -93,7 +99,7 @@ class _Collector:
             for i, stage in enumerate(STAGES):
                 buckets = _buckets(STAGE_EDGES, total["stages"][i])
                 stages.add_metric([*label, stage], buckets, float(total["stage_sum"][i]))
-        yield from (serving, ads, values, unseen, missing, scores, mean, drift, stages)
+        yield from (serving, ads, *counted, scores, mean, drift, stages)
 
 
 def _buckets(edges: npt.NDArray[np.float64], counts: Any) -> list[tuple[str, float]]:

@@ -51,13 +51,14 @@ class Model:
         self.output = bundle.manifest.graph.output
         self._sources = {f.source: f for f in bundle.encoding.schema.features}
         self._encoded = {*scorer.inputs, "ads"}
+        self._key = None if scorer.item_table is None else scorer.item_table.key
         self.raw_inputs = _raw_inputs(scorer)
         self.encoded_inputs = [Input(n, _OIP_TYPES[s.dtype], s.shape) for n, s in scorer.inputs.items()]
         integers = (n for n, s in scorer.inputs.items() if s.dtype == "int64")
         self._id_inputs = {n for n in integers if not n.endswith("_length")}
-        self._uncounted = np.zeros(3, np.int64)
-        self.counted = np.zeros(3, np.int64)
-        """Values, unseen and missing among the encoded ids so far; the scorer counts the raw ones."""
+        self._uncounted = np.zeros(5, np.int64)
+        self.counted = np.zeros(5, np.int64)
+        """The same as `counts`, of encoded ids: the scorer counts the raw ones."""
 
     @classmethod
     def load(cls, path: Path, name: str, version: int, settings: Settings) -> Self:
@@ -91,7 +92,7 @@ class Model:
             "parameters": {
                 "version": str(self.version),
                 "precision": self.scorer.precision,
-                "item_table": None if self.scorer.item_table is None else self.scorer.item_table.key,
+                "item_table": self._key,
                 "encoded_inputs": [i.to_json() for i in self.encoded_inputs],
                 "encoding_fingerprint": manifest.encoding_fingerprint,
                 "created": manifest.created.isoformat(),
@@ -105,8 +106,7 @@ class Model:
 
     def lacks_item_table_of(self, other: Self) -> bool:
         """Whether requests that name ads by the item table's key alone are answered by the other one only."""
-        theirs, mine = other.scorer.item_table, self.scorer.item_table
-        return theirs is not None and (mine is None or mine.key != theirs.key)
+        return other._key is not None and self._key != other._key
 
     def score(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Float32Array:
         """Click probability of each ad, float32 [N].
@@ -127,14 +127,14 @@ class Model:
         return self._checked(lambda: self.scorer.score_request(request))
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """Values, unseen and missing so far."""
+        """Values, unseen and missing so far, look-ups in the item table, and those of ads that it had not."""
         counts: npt.NDArray[np.int64] = self._counts() - self._uncounted + self.counted
         return counts
 
     def _counts(self) -> npt.NDArray[np.int64]:
-        counts = self.scorer.counts.values()
-        found = np.array([[c.values, c.unseen, c.missing] for c in counts], np.int64)
-        return np.asarray(found.reshape(-1, 3).sum(axis=0))
+        found = np.array([[c.values, c.unseen, c.missing] for c in self.scorer.counts.values()], np.int64)
+        table = self.scorer.item_table_counts
+        return np.array([*found.reshape(-1, 3).sum(axis=0), table.values, table.unseen], np.int64)
 
     def _check_fingerprint(self, parameters: Mapping[str, Any]) -> None:
         given = parameters.get("encoding_fingerprint")
@@ -148,7 +148,9 @@ class Model:
             raise bad(f"{num_ads} ads; this server takes {self._max_ads:,} a request")
         scores_N = self._checked(lambda: self.scorer.score_ids(arrays))
         for name in self._id_inputs & arrays.keys():
-            self.counted += np.array([arrays[name].size, np.count_nonzero(arrays[name] == UNSEEN), 0])
+            self.counted[:2] += np.array([arrays[name].size, np.count_nonzero(arrays[name] == UNSEEN)])
+        if "ads" in arrays:
+            self.counted[3:] += np.array([arrays["ads"].size, np.count_nonzero(arrays["ads"] < 0)])
         return scores_N
 
     def _checked(self, score: Callable[[], Float32Array]) -> Float32Array:
@@ -165,6 +167,9 @@ class Model:
         num_context = 1
         for name, tensor in inputs.items():
             feature = self._sources.get(name)
+            if feature is None and name == self._key:
+                sides["item"][name] = _rows(name, tensor, None, sequence=False)
+                continue
             if feature is None:
                 if name.removesuffix(".length") in self._sources:
                     continue

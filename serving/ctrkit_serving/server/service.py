@@ -13,7 +13,7 @@ import numpy as np
 from ctrkit.errors import UserError
 from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.admission import Queue
-from ctrkit_serving.server.board import REASONS, SCORE_EDGES, STAGE_EDGES, Board
+from ctrkit_serving.server.board import COUNTS, REASONS, SCORE_EDGES, STAGE_EDGES, Board
 from ctrkit_serving.server.model import Model
 from ctrkit_serving.server.protocol import RequestError, short
 from ctrkit_serving.server.settings import Settings
@@ -136,9 +136,9 @@ class Service:
         """Put onto the board what is counted elsewhere."""
         self._mine["queued"][0] = len(self._queue)
         for model, row in self.loaded.values():
-            values, unseen, missing = model.counts()
             mine = self._rows[row]
-            mine["values"], mine["unseen"], mine["missing"] = values, unseen, missing
+            for name, count in zip(COUNTS, model.counts(), strict=True):
+                mine[name] = count
 
     def _pump(self) -> None:
         """Score one request; those that arrive meanwhile are read before the next."""

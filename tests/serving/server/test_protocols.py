@@ -259,3 +259,30 @@ def test_answers_in_order_on_one_connection(server: Server) -> None:
     bodies = [part.partition(b"\r\n\r\n")[2] for part in received.split(b"HTTP/1.1 200 OK\r\n")[1:]]
     assert [b"scores" in b for b in bodies] == [True, False] * 12 + [False]
     assert bodies[-1] == b'{"live": true}'
+
+
+def test_ads_by_the_key_of_the_item_table(tmp_path: Path) -> None:
+    """A tensor of keys stands for the ads' features; rows of the table do for callers that encode."""
+    from benchmarks.latency_tower import KEY, USER, request_of, write_tower
+
+    publish(tmp_path, "tower", 1, lambda place: write_tower(place, widths=(8,), table=30))
+    scorer = Scorer.load(tmp_path / "tower" / "1")
+    user = dict(request_of(np.random.default_rng(0), 1).user)
+    expected = scorer.score(user, {KEY: [3, 29, 0]})
+    raw = [{"name": name, "datatype": "INT64", "shape": [1], "data": [user[name]]} for name in USER]
+    raw.append({"name": KEY, "datatype": "INT64", "shape": [3], "data": [3, 29, 0]})
+    with Server(tmp_path, "--workers", "1") as server:
+        server.wait_ready()
+        status, answer = server.call("POST", "/v2/models/tower/infer", {"inputs": raw})
+        assert status == 200, answer
+        np.testing.assert_array_equal(np.array(answer["outputs"][0]["data"], np.float32), expected)
+        body, headers = binary_body(dict(scorer.encode(user, {KEY: [3, 29, 0]})))
+        client = server.client()
+        client.request("POST", "/v2/models/tower/infer", body, headers)
+        np.testing.assert_array_equal(binary_scores(client.getresponse())[1], expected)
+        client.close()
+        assert server.call("GET", "/v2/models/tower")[1]["parameters"]["item_table"] == KEY
+        assert server.metric('ctrkit_item_table_lookups_total{model="tower",version="1"}') == 6
+        raw[-1]["data"] = [3, 99, 0]
+        status, answer = server.call("POST", "/v2/models/tower/infer", {"inputs": raw})
+        assert status == 400  # an ad that the table has not, without its features

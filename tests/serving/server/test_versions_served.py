@@ -141,3 +141,11 @@ def test_a_worker_that_cannot_load_what_serves_stays_away(models: Path) -> None:
         server.wait("worker died", count=2)
         assert server.call("GET", "/v2/health/ready")[0] == 503
         assert any("model.onnx: missing" in line for line in server.lines)
+
+
+def test_workers_do_not_outlive_the_supervisor(models: Path) -> None:
+    with Server(models, "--workers", "2") as server:
+        server.wait_ready()
+        pids = server.pids()
+        server.process.kill()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
