@@ -3,8 +3,7 @@
     manifest.json    what the bundle is; the size and SHA-256 of every other file
     model.onnx       the whole network (`ctrkit.graph` says what it takes); it needs no other graph
     model.onnx.data  weights, shared by all graphs
-    item.onnx        with an item table: the items' part of the first layer
-    head.onnx        with an item table: all but that part
+    table.onnx       with an item table: the network for ads that are in it, which are named by their row
     *.int8.onnx      the same in int8, where that passed its gate
     items/           the item table (`ctrkit.item_table`)
     encoding/        `ctrkit.encoding.Encoding` without the counts that only training has a use for
@@ -32,17 +31,16 @@ from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.graph import TensorSpec as TensorSpec
 from ctrkit.graph import serving_graph
-from ctrkit.item_table import ItemTable
+from ctrkit.item_table import PART_FILE, ItemTable
 from ctrkit.manifest import (
     ENCODING,
     FORMAT,
     GOLDEN,
     GRAPHS,
-    HEAD,
-    HEAD_INT8,
-    ITEM,
     ITEMS,
     MODEL_INT8,
+    TABLE,
+    TABLE_INT8,
     Approximation,
     FileEntry,
     ItemTableEntry,
@@ -85,7 +83,7 @@ class Bundle:
         if entry is None:
             return None
         table = ItemTable.load(self.directory / ITEMS, entry.key, entry.raw_type)
-        if (len(table), table.width, table.precision) != (entry.ads, entry.width, entry.precision):
+        if len(table) != entry.ads:
             raise UserError(f"{self.directory / ITEMS}: not the item table of the manifest; export the bundle again")
         return table
 
@@ -247,7 +245,7 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
             raise UserError(f"{directory / path}: not in the manifest; remove it or export the bundle again")
     required = {MODEL, GOLDEN, f"{ENCODING}/encoding.json"}
     if manifest.item_table is not None:
-        required |= {ITEM, HEAD, *({HEAD_INT8} if MODEL_INT8 in files else ())}
+        required |= {TABLE, f"{ITEMS}/{PART_FILE}", *({TABLE_INT8} if MODEL_INT8 in files else ())}
     missing = sorted((files.keys() | required) - found)
     if missing:
         raise UserError(f"{directory / missing[0]}: missing; copy the bundle again, whole")

@@ -13,11 +13,11 @@ from ctrkit.raw_values import RawType
 FORMAT = 2
 """Version of the layout of a bundle; a reader refuses any other."""
 MANIFEST, ENCODING, GOLDEN, ITEMS = "manifest.json", "encoding", "golden.json", "items"
-MODEL, WEIGHTS, ITEM, HEAD = "model.onnx", "model.onnx.data", "item.onnx", "head.onnx"
-MODEL_INT8, HEAD_INT8 = "model.int8.onnx", "head.int8.onnx"
-PART = "item_part"
-"""Output of item.onnx and input of head.onnx, float32 [N, H]."""
-GRAPHS = (MODEL, WEIGHTS, ITEM, HEAD, MODEL_INT8, HEAD_INT8)
+MODEL, WEIGHTS, TABLE = "model.onnx", "model.onnx.data", "table.onnx"
+MODEL_INT8, TABLE_INT8 = "model.int8.onnx", "table.int8.onnx"
+GRAPHS = (MODEL, WEIGHTS, TABLE, MODEL_INT8, TABLE_INT8)
+ADS = "ads"
+"""Input of table.onnx beside the user's and the context's: rows of the item table, int64 [N]."""
 TablePrecision = Literal["float32", "float16", "int8"]
 
 

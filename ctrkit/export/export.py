@@ -22,10 +22,22 @@ from ctrkit.export.items import AdsFile, write_item_table
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs, parity
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
 from ctrkit.export.quantize import quantizations
-from ctrkit.export.serving_graphs import FIRST_LAYER, write_head, write_item, write_model, write_observed
+from ctrkit.export.serving_graphs import (
+    FIRST_LAYER,
+    HEAD,
+    HEAD_INT8,
+    ITEM,
+    KeptItems,
+    write_head,
+    write_item,
+    write_model,
+    write_observed,
+    write_table,
+)  # fmt: skip
 from ctrkit.export.tables import as_float32, stored
 from ctrkit.export.weight_file import WeightFile
-from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, ITEMS, MODEL_INT8, Approximation, ItemTableEntry, TablePrecision
+from ctrkit.item_table import ItemTable
+from ctrkit.manifest import ADS, ITEMS, MODEL_INT8, TABLE, TABLE_INT8, Approximation, ItemTableEntry, TablePrecision
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder
@@ -120,6 +132,7 @@ class _Export:
     golden: Golden
     parity: float
     item_table: ItemTableEntry | None = None
+    _kept: KeptItems
 
     def __init__(
         self,
@@ -156,23 +169,34 @@ class _Export:
         with WeightFile(self.place / WEIGHTS) as weights:
             write_model(arrays, weights, self.place / MODEL)
             if self._ads is not None:
-                self._write_item_graphs(arrays, weights)
+                write_item(arrays, weights, self.place / ITEM)
+                write_head(arrays, weights, self.place / HEAD)
             expected = [(inputs, _in_torch(plain, inputs)) for inputs in self._inputs]
             pairs = [*expected, *zip(encoded, scores, strict=True)]
             self.parity = parity(Graph(self.place / MODEL), pairs)
             if self._ads is not None:
                 self.parity = max(self.parity, parity(TwoGraphs(self.place), pairs))
-                width = len(arrays.layers[0].bias_O)
-                self.item_table = write_item_table(self.place / ITEMS, self._ads, self.place / ITEM, width, self.tables)
+                self._write_table(self._ads, arrays, weights)
             if self._rewrites.int8:
                 self._write_int8(arrays, weights, plain)
         self.golden = Golden(
             tuple(requests), tuple(tuple(of_ads.tolist()) for of_ads in scores), approximate=self._approximate(encoded)
         )
+        for name in (ITEM, HEAD, HEAD_INT8):
+            (self.place / name).unlink(missing_ok=True)
 
-    def _write_item_graphs(self, arrays: NetworkArrays, weights: WeightFile) -> None:
-        write_item(arrays, weights, self.place / ITEM)
-        write_head(arrays, weights, self.place / HEAD)
+    def _write_table(self, ads: AdsFile, arrays: NetworkArrays, weights: WeightFile) -> None:
+        """The item table and its graph, which must score ads of the table as their features do."""
+        width = len(arrays.layers[0].bias_O)
+        self.item_table, self._kept = write_item_table(self.place / ITEMS, ads, self.place / ITEM, width, self.tables)
+        write_table(arrays, weights, self.place / TABLE, self._kept)
+        by_features, pairs = TwoGraphs(self.place, kept=self._kept_part), []
+        table = ItemTable.load(self.place / ITEMS, self.item_table.key, self.item_table.raw_type)
+        items, values = ads.first_chunk()
+        for inputs in self._inputs:
+            once = {name: array[:1] for name, array in inputs.items() if name not in items}
+            pairs.append(({**once, ADS: table.rows(values)}, by_features({**once, **items})))
+        self.parity = max(self.parity, parity(Graph(self.place / TABLE), pairs))
 
     def _golden_requests(self, requests: Sequence[Request]) -> list[Request]:
         """Those of the log; where there is an item table, with ads of its file, so that it is looked at too."""
@@ -225,6 +249,8 @@ class _Export:
                 graphs.append(TwoGraphs(self.place, HEAD_INT8, self._kept_part))
             self.approximations.pop("int8", None)
             if all(self._passes("int8", plain, graph) for graph in graphs):
+                if self._ads is not None:
+                    write_table(arrays, weights, self.place / TABLE_INT8, self._kept, attempt)
                 return
             for name in (MODEL_INT8, HEAD_INT8):
                 (self.place / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ctrkit.export.weight_file import WeightFile
+from ctrkit.export.weight_file import WeightFile, external
 from ctrkit.graph import TensorSpec
 
 OPSET, IR_VERSION = 20, 10
@@ -46,6 +46,12 @@ class GraphBuilder:
         """A weight, shared with the other graphs that have one of this name."""
         self._initializers[f"/{name}"] = self._weights.tensor(f"/{name}", array)
         return f"/{name}"
+
+    def file(self, path: str, array: npt.NDArray[Any], offset: int) -> str:
+        """A weight that a file beside the graph holds already, from a byte on; the array says its type and shape."""
+        name = f"/{path}"
+        self._initializers[name] = external(name, array, path, offset)
+        return name
 
     def constant(self, value: Any, dtype: npt.DTypeLike = np.int64) -> str:
         """A small array of this graph alone."""

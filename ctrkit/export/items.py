@@ -16,6 +16,7 @@ from ctrkit.data.ids import id_keys
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.export.parity import Graph
+from ctrkit.export.serving_graphs import KeptItems
 from ctrkit.export.tables import RowwiseInt8, stored
 from ctrkit.export.weight_file import without_denormals
 from ctrkit.graph import Feeds, side_features
@@ -90,6 +91,12 @@ class AdsFile:
             for chunk in file.iter_batches(batch_size=_CHUNK, columns=columns):
                 yield _item_inputs(self.encoding, chunk)
 
+    def first_chunk(self) -> tuple[Feeds, list[Any]]:
+        """The inputs of the first ads, and the raw values of their key."""
+        inputs = next(self.inputs())
+        num_ads = len(next(iter(inputs.values())))
+        return inputs, pq.read_table(self.path, columns=[self.key])[self.key][:num_ads].to_pylist()
+
     def sample(self, num_ads: int, seed: int = 0) -> list[dict[str, Any]]:
         """Raw values of some ads, as a request has them."""
         names = sorted({self.key, *(feature.source for feature in self.encoding.schema.side("item"))})
@@ -101,7 +108,7 @@ class AdsFile:
 
 def write_item_table(
     directory: Path, ads: AdsFile, item_graph: Path, width: int, precision: TablePrecision
-) -> ItemTableEntry:
+) -> tuple[ItemTableEntry, KeptItems]:
     """Write the first layer's part of every ad, as `ctrkit.item_table` reads it; memory does not grow with the ads.
 
     Raises:
@@ -125,7 +132,16 @@ def write_item_table(
             part_AH[place], scale_A1[place] = part.values_VE, part.scale_V1
         else:
             part_AH[place] = part
-    return ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
+    kept = KeptItems(
+        _kept(directory / PART_FILE, part_AH), None if scale_A1 is None else _kept(directory / SCALE_FILE, scale_A1)
+    )
+    entry = ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
+    return entry, kept
+
+
+def _kept(path: Path, array: npt.NDArray[Any]) -> tuple[str, npt.NDArray[Any], int]:
+    array.flush()  # type: ignore[attr-defined]
+    return f"{path.parent.name}/{path.name}", array, path.stat().st_size - array.nbytes
 
 
 def _new(path: Path, dtype: str, shape: tuple[int, int]) -> npt.NDArray[Any]:

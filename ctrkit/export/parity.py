@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from ctrkit.errors import UserError
-from ctrkit.manifest import HEAD, ITEM, PART
+from ctrkit.export.serving_graphs import HEAD, ITEM, PART
 
 MAX_DIFFERENCE = 1e-6
 """Largest difference of probability between torch and ONNX Runtime that an exact graph may have."""

@@ -1,7 +1,11 @@
 """A network as the graphs that serve it, the first layer split by side.
 
     model.onnx   the whole network: the user's and the context's part once a request, the items' once an ad
-    item.onnx    the items' part of the first layer alone, float32 [N, H]: what an item table keeps
+    table.onnx   the same for ads of an item table, which has the items' part of each
+
+and, to make an item table and to measure what it changes on rows whose ads it has not:
+
+    item.onnx    the items' part of the first layer alone, float32 [N, H]
     head.onnx    everything else, from that part on
 
 A sum over the sides, in an order of its own: equal to the network up to the rounding of a sum.
@@ -10,19 +14,32 @@ A sum over the sides, in an order of its own: equal to the network up to the rou
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ctrkit.export.arrays import Float32Array, Layer, NetworkArrays
 from ctrkit.export.graph_builder import MICROSOFT, GraphBuilder
 from ctrkit.export.tables import RowwiseInt8
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.graph import TensorSpec
-from ctrkit.manifest import PART
+from ctrkit.manifest import ADS
 from ctrkit.schema import SequenceFeature, Side
 
+ITEM, HEAD, HEAD_INT8 = "item.onnx", "head.onnx", "head.int8.onnx"
+PART = "item_part"
+"""Output of item.onnx and input of head.onnx."""
 FIRST_LAYER = "item"
 """Key of the quantization of the vector that the items' part is computed from; layer i has the key "i"."""
+
+
+@dataclass(frozen=True)
+class KeptItems:
+    """The files of an item table: path beside the graph, the array, and the byte of the file where it begins."""
+
+    part: tuple[str, npt.NDArray[Any], int]
+    scale: tuple[str, npt.NDArray[Any], int] | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,22 @@ def write_head(
     build = _Build("head", arrays, weights, quantizations)
     width = len(arrays.layers[0].bias_O)
     part = build.builder.input(PART, TensorSpec(dtype="float32", shape=(-1, width), side="item"))
+    build.save(path, build.tail(build.builder.node("Add", part, build.base())))
+
+
+def write_table(
+    arrays: NetworkArrays, weights: WeightFile, path: Path, kept: KeptItems, quantizations: Quantizations | None = None
+) -> None:
+    """The network for ads by their row of an item table that is written already."""
+    build = _Build("table", arrays, weights, quantizations)
+    ads = build.builder.input(ADS, TensorSpec(dtype="int64", shape=(-1,), side="item"))
+    part = build.builder.node("Gather", build.builder.file(*kept.part), ads, axis=0)
+    if kept.part[1].dtype != np.float32:
+        part = build.builder.node("Cast", part, to=1)
+    if kept.scale is not None:
+        part = build.builder.node(
+            "Mul", part, build.builder.node("Gather", build.builder.file(*kept.scale), ads, axis=0)
+        )
     build.save(path, build.tail(build.builder.node("Add", part, build.base())))
 
 

@@ -61,11 +61,16 @@ class WeightFile:
         for first in range(0, len(array), rows):  # a table may be larger than what is left of memory
             self._file.write(np.ascontiguousarray(without_denormals(array[first : first + rows])).tobytes())
         self._file.flush()
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.path.name), ("offset", start), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        return tensor
+        return external(name, array, self.path.name, start)
+
+
+def external(name: str, array: npt.NDArray[Any], location: str, offset: int) -> Any:
+    """An initializer whose value lies in a file, from a byte on."""
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def without_denormals(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -151,11 +151,7 @@ class Scorer:
         if not all(map(len, feeds.values())):
             return np.zeros(0, np.float32)
         with denormals_as_zero():
-            if "ads" in feeds:
-                assert self.item_table is not None
-                probability_N = self._sessions.from_table(self.item_table, feeds)
-            else:
-                probability_N = self._sessions.from_features(feeds)
+            probability_N = self._sessions.run(feeds)
         if not np.isfinite(probability_N).all():
             raise UserError(f"{self.bundle.model}: a score is not finite; its weights are broken, export it again")
         return probability_N

@@ -12,8 +12,7 @@ import onnxruntime
 from ctrkit.bundle import MODEL, Bundle
 from ctrkit.errors import UserError
 from ctrkit.graph import Feeds, TensorSpec
-from ctrkit.item_table import ItemTable
-from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, MODEL_INT8, PART
+from ctrkit.manifest import ADS, MODEL_INT8, TABLE, TABLE_INT8
 
 _ORT_TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)"}
 Float32Array = npt.NDArray[np.float32]
@@ -21,14 +20,13 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sessions:
-    """The whole network; and, where there is an item table, the items' part and the rest."""
+    """The network from all its inputs; and, where there is an item table, for ads of it."""
 
     model: Any
-    item: Any | None
-    head: Any | None
+    table: Any | None
     output: list[str]
-    item_inputs: frozenset[str] = frozenset()
-    """Inputs of the items' part."""
+    items: frozenset[str]
+    """Inputs of the item side."""
 
     @classmethod
     def load(cls, bundle: Bundle, *, int8: bool) -> Self:
@@ -42,42 +40,48 @@ class Sessions:
             why = f"it did not pass its gate: {tried.reason}" if tried else "set export.int8 = true in its recipe"
             raise UserError(f"{bundle.directory}: holds no int8 ({why})")
         graph = bundle.manifest.graph
-        probability = {graph.output: "rows"}
-        model = _session(bundle.directory / (MODEL_INT8 if int8 else MODEL), graph.inputs, probability)
-        entry = bundle.manifest.item_table
-        if entry is None:
-            return cls(model, None, None, [graph.output])
-        part = TensorSpec(dtype="float32", shape=(-1, entry.width), side="item")
-        items = {name: spec for name, spec in graph.inputs.items() if spec.side == "item"}
-        others = {name: spec for name, spec in graph.inputs.items() if spec.side != "item"}
-        item = _session(bundle.directory / ITEM, items, {PART: "rows"})
-        head = _session(bundle.directory / (HEAD_INT8 if int8 else HEAD), {PART: part, **others}, probability)
-        return cls(model, item, head, [graph.output], frozenset(items))
+        model = _session(bundle.directory / (MODEL_INT8 if int8 else MODEL), graph.inputs, graph.output)
+        items = frozenset(name for name, spec in graph.inputs.items() if spec.side == "item")
+        if bundle.manifest.item_table is None:
+            return cls(model, None, [graph.output], items)
+        inputs = {name: spec for name, spec in graph.inputs.items() if name not in items}
+        inputs[ADS] = TensorSpec(dtype="int64", shape=(-1,), side="item")
+        table = _session(bundle.directory / (TABLE_INT8 if int8 else TABLE), inputs, graph.output)
+        return cls(model, table, [graph.output], items)
 
-    def from_features(self, feeds: Feeds) -> Float32Array:
-        """Probabilities [N] of all inputs of the graph."""
-        probability_N: Float32Array = self.model.run(self.output, feeds)[0]
+    def run(self, feeds: Feeds) -> Float32Array:
+        """Probabilities [N]; ads that are rows of the item table from there, the others from their features."""
+        if ADS not in feeds:
+            return self._run(self.model, feeds)
+        absent_N = feeds[ADS] < 0
+        if not absent_N.any():
+            return self._run(self.table, feeds)
+        probability_N = np.empty(len(absent_N), np.float32)
+        probability_N[absent_N] = self._run(self.model, self._some(feeds, absent_N, items=True))
+        if not absent_N.all():
+            probability_N[~absent_N] = self._run(self.table, self._some(feeds, ~absent_N, items=False))
         return probability_N
 
-    def from_table(self, table: ItemTable, feeds: Feeds) -> Float32Array:
-        """Probabilities [N] of ads by their rows of the table, from their features where it has them not."""
-        assert self.item is not None
-        assert self.head is not None
-        ads_N = feeds["ads"]
-        part_NH = table.part(ads_N)
-        of_item, of_head = {}, {PART: part_NH}
+    def _run(self, session: Any, feeds: Feeds) -> Float32Array:
+        probability_N: Float32Array = session.run(self.output, feeds)[0]
+        return probability_N
+
+    def _some(self, feeds: Feeds, chosen_N: npt.NDArray[np.bool_], *, items: bool) -> Feeds:
+        """Inputs for some of the ads: by their features, which are there for them alone, or by their rows."""
+        found = {}
         for name, array in feeds.items():
-            if name in self.item_inputs:
-                of_item[name] = array
-            elif name != "ads":
-                of_head[name] = array
-        if of_item:
-            part_NH[ads_N < 0] = self.item.run([PART], of_item)[0]
-        probability_N: Float32Array = self.head.run(self.output, of_head)[0]
-        return probability_N
+            if name in self.items:
+                if items:
+                    found[name] = array
+            elif name == ADS:
+                if not items:
+                    found[name] = array[chosen_N]
+            else:
+                found[name] = array if len(array) == 1 else array[chosen_N]
+        return found
 
 
-def _session(path: Path, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, str]) -> Any:
+def _session(path: Path, inputs: Mapping[str, TensorSpec], output: str) -> Any:
     """One thread a call, and no spinning for the next one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -89,11 +93,11 @@ def _session(path: Path, inputs: Mapping[str, TensorSpec], outputs: Mapping[str,
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no other base
         raise UserError(f"{path}: ONNX Runtime cannot load it ({error}); export the bundle again") from error
-    _verify_signature(path, session, inputs, outputs)
+    _verify_signature(path, session, inputs, output)
     return session
 
 
-def _verify_signature(path: Path, session: Any, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, str]) -> None:
+def _verify_signature(path: Path, session: Any, inputs: Mapping[str, TensorSpec], output: str) -> None:
     """Refuse a graph whose inputs or output are not those of the manifest."""
     expected = {name: (_ORT_TYPES[spec.dtype], spec.shape) for name, spec in inputs.items()}
     found = {i.name: (i.type, _shape(i.shape)) for i in session.get_inputs()}
@@ -102,8 +106,8 @@ def _verify_signature(path: Path, session: Any, inputs: Mapping[str, TensorSpec]
             wanted, got = expected.get(name, "no such input"), found.get(name, "no such input")
             raise UserError(f"{path}: input '{name}': {got}, but {wanted} in the manifest; export it again")
     given = {o.name: o.type for o in session.get_outputs()}
-    if given != dict.fromkeys(outputs, "tensor(float)"):
-        raise UserError(f"{path}: no output {sorted(outputs)} of floats, but {given}; export it again")
+    if given != {output: "tensor(float)"}:
+        raise UserError(f"{path}: no output '{output}' of floats, but {given}; export it again")
 
 
 def _shape(shape: Sequence[int | str | None]) -> tuple[int, ...]:

@@ -19,9 +19,8 @@ from ctrkit.export.graph_builder import OPSET
 from ctrkit.export.parity import MAX_DIFFERENCE, Arrays, Graph, TwoGraphs
 from ctrkit.export.parity import parity as graph_parity
 from ctrkit.export.plain_network import Inputs, PlainNetwork, graph_inputs
-from ctrkit.export.serving_graphs import write_head, write_item, write_model
+from ctrkit.export.serving_graphs import HEAD, ITEM, write_head, write_item, write_model
 from ctrkit.export.weight_file import WeightFile
-from ctrkit.manifest import HEAD, ITEM
 from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network

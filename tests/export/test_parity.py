@@ -20,9 +20,9 @@ from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
 from ctrkit.export.quantize import quantizations
-from ctrkit.export.serving_graphs import write_head, write_item, write_model, write_observed
+from ctrkit.export.serving_graphs import HEAD, HEAD_INT8, ITEM, write_head, write_item, write_model, write_observed
 from ctrkit.export.weight_file import WeightFile
-from ctrkit.manifest import HEAD, HEAD_INT8, ITEM, MODEL_INT8
+from ctrkit.manifest import MODEL_INT8
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema, SequenceFeature, table_of

@@ -15,7 +15,7 @@ from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
-from ctrkit.manifest import HEAD_INT8, MODEL_INT8
+from ctrkit.manifest import MODEL_INT8, TABLE_INT8
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
@@ -165,7 +165,7 @@ def test_int8_passed_its_gate_and_is_asked_for(bundle: Bundle, network: Network)
 def test_int8_that_does_not_pass_is_not_written(network: Network, tmp_path: Path, limits: Limits) -> None:
     said: list[str] = []
     bundle = exported(network, tmp_path / "bundle", Rewrites(int8=True, limits=limits), say=said.append)
-    assert not {MODEL_INT8, HEAD_INT8} & bundle.manifest.files.keys()
+    assert not {MODEL_INT8, TABLE_INT8} & bundle.manifest.files.keys()
     assert not bundle.manifest.approximations["int8"].accepted
     assert "left out" in said[0]
     plain = exported(network, tmp_path / "plain", Rewrites())
