@@ -8,8 +8,6 @@ library's floating-point environment, around each run.
 
 import ctypes
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 _SWITCHES = {
     ("Linux", "x86_64"): (7, 0x8040),  # word of fenv_t that holds MXCSR; flush to zero, denormals are zero
@@ -30,19 +28,25 @@ _SWITCH = _SWITCHES.get((platform.system(), platform.machine()))
 _LIBRARY = _library()
 
 
-@contextmanager
-def denormals_as_zero() -> Iterator[None]:
+class denormals_as_zero:  # noqa: N801
     """Take denormals for zero in this thread while the body runs; nothing changes on systems not known here."""
-    if _SWITCH is None or _LIBRARY is None:
-        yield
-        return
-    word, bits = _SWITCH
-    before = _Environment()
-    _LIBRARY.fegetenv(before)
-    flushing = _Environment.from_buffer_copy(before)
-    flushing[word] |= bits
-    _LIBRARY.fesetenv(flushing)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_before",)  # a class, not a generator: each request pays for it
+    _before: ctypes.Array[ctypes.c_uint32] | None
+
+    def __enter__(self) -> None:
+        if _SWITCH is None or _LIBRARY is None:
+            self._before = None
+            return
+        word, bits = _SWITCH
+        self._before = before = _Environment()
+        _LIBRARY.fegetenv(before)
+        unchanged = before[word]
+        before[word] = unchanged | bits
         _LIBRARY.fesetenv(before)
+        before[word] = unchanged
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            assert _LIBRARY is not None
+            _LIBRARY.fesetenv(self._before)

@@ -53,9 +53,9 @@ class Sessions:
         """Probabilities [N]; ads that are rows of the item table from there, the others from their features."""
         if ADS not in feeds:
             return self._run(self.model, feeds)
-        absent_N = feeds[ADS] < 0
-        if not absent_N.any():
+        if self.items.isdisjoint(feeds):  # they are there if an ad needs them
             return self._run(self.table, feeds)
+        absent_N = feeds[ADS] < 0
         probability_N = np.empty(len(absent_N), np.float32)
         probability_N[absent_N] = self._run(self.model, self._some(feeds, absent_N, items=True))
         if not absent_N.all():
