@@ -52,7 +52,7 @@ class Lookup:
     """None: one row an impression."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TablePart:
     """Rows of one table that lie in this process, in a parameter with rows of others."""
 
@@ -150,6 +150,10 @@ class Embedding(nn.Module):
             TablePart(t.name, t.num_rows, t.dim, 0, t.num_rows, self.stacks[str(t.dim)], self._first_row[t.name])
             for t in self.tables
         ]
+
+    def sharded_as(self, table: str) -> list[tuple[int, int, str]] | None:
+        """First row, rows and place of every shard of a table, on whatever process; None where it is not sharded."""
+        return None
 
     def draw(self, part: "TablePart") -> None:
         """Fill the rows of a part with what training starts from."""
