@@ -11,11 +11,11 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 
 from ctrkit.nn.sharded_embedding import ShardedEmbedding, TableSharder
 from ctrkit.objectives.objective import Objective
-from ctrkit.training.processes import Processes
+from ctrkit.training.ranks import Ranks
 
 
 def shard(
-    objective: Objective, processes: Processes, device: torch.device, *, batch_size: int, memory: int | None = None
+    objective: Objective, ranks: Ranks, device: torch.device, *, batch_size: int, memory: int | None = None
 ) -> nn.Module:
     """The module to call for the losses of a batch; the objective's own tables are those of this process afterwards.
 
@@ -23,8 +23,8 @@ def shard(
     the towers alike. All processes call it together.
 
     Args:
-        objective: built with sharded embeddings, the same on all processes.
-        processes: that take part.
+        objective: built with sharded embeddings, the same on all ranks.
+        ranks: that take part.
         device: of this process.
         batch_size: of this process, for the planner's estimates.
         memory: bytes that tables may take in each process; TorchRec's default if not known.
@@ -32,9 +32,7 @@ def shard(
     for name in ("torchrec.distributed.utils", "torchrec.distributed.planner"):
         logging.getLogger(name).setLevel(logging.ERROR)  # of our kernels it says that TorchRec's caches go unused
     cap = {"ddr_cap" if device.type == "cpu" else "hbm_cap": memory} if memory else {}
-    topology = Topology(
-        world_size=processes.size, local_world_size=processes.local_size, compute_device=device.type, **cap
-    )
+    topology = Topology(world_size=ranks.size, local_world_size=ranks.local_size, compute_device=device.type, **cap)
     planner = EmbeddingShardingPlanner(topology=topology, batch_size=batch_size)
     sharders = [TableSharder()]
     plan = planner.collective_plan(objective, sharders, dist.group.WORLD)

@@ -88,3 +88,20 @@ def _whole(
     whole = ShardedTensorMetadata(list(metadata.values()), like.shape, TensorProperties(dtype=like.dtype))
     local = [Shard(tensor, metadata[part.first_row]) for part, tensor in rows.items() if part.rows]
     return ShardedTensor._init_from_local_shards_and_global_metadata(local, whole)
+
+
+def random_state(rank: int, device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators in this process."""
+    found = {f"rng.{rank}": torch.get_rng_state()}
+    if device.type == "cuda":
+        found[f"cuda_rng.{rank}"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_random_state(saved: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from what `random_state` gave."""
+    for name, value in saved.items():
+        if name.startswith("cuda_rng."):
+            torch.cuda.set_rng_state(value, device)
+        else:
+            torch.set_rng_state(value)
