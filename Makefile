@@ -13,7 +13,7 @@ setup: .venv/.ready-$(DEVICE)
 
 # torch first, so that nothing that needs it brings a build of its own; then FBGEMM and TorchRec without their
 # dependencies (TorchRec asks for FBGEMM's CUDA build by name), which requirements/pinned.txt holds.
-.venv/.ready-$(DEVICE): pyproject.toml requirements/pinned.txt requirements/torch.txt requirements/torchrec-$(DEVICE).txt
+.venv/.ready-$(DEVICE): pyproject.toml requirements/pinned.txt requirements/torch.txt requirements/torchrec-$(DEVICE).txt requirements/tritonclient.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"ctrkit is pinned for CPython 3.11, this is {sys.version}"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements/torch.txt
@@ -21,6 +21,7 @@ setup: .venv/.ready-$(DEVICE)
 	rm -f .venv/.ready-*
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/torchrec-$(DEVICE).txt
 	$(BIN)/python -m pip install --quiet -r requirements/pinned.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/tritonclient.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	echo $(DEVICE) > .venv/.device
 	touch .venv/.ready-$(DEVICE)

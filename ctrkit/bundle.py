@@ -1,12 +1,17 @@
-"""The directory that goes online: ONNX graph, encoding, manifest with hashes, golden requests with their scores.
+"""The directory that goes online: graphs, encoding, item table, manifest with hashes, golden requests and their scores.
 
-    manifest.json   what the bundle is; the size and SHA-256 of every other file
-    model.onnx      the graph; its weights beside it in model.onnx.data if they are external
-    encoding/       `ctrkit.encoding.Encoding` without the counts that only training has a use for
-    golden.json     requests with the scores that a loader must reproduce before it serves
+    manifest.json    what the bundle is; the size and SHA-256 of every other file
+    model.onnx       the whole network (`ctrkit.graph` says what it takes); it needs no other graph
+    model.onnx.data  weights, shared by all graphs
+    item.onnx        with an item table: the items' part of the first layer
+    head.onnx        with an item table: all but that part
+    *.int8.onnx      the same in int8, where that passed its gate
+    items/           the item table (`ctrkit.item_table`)
+    encoding/        `ctrkit.encoding.Encoding` without the counts that only training has a use for
+    golden.json      requests with the scores that a loader must reproduce before it serves
 
 A bundle is written beside its place and renamed into it, so it is whole or absent; a directory without a manifest is
-no bundle. The graph contract (`ctrkit.graph`) is what the exporter writes and the scorer feeds.
+no bundle.
 """
 
 import datetime
@@ -17,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -25,16 +30,21 @@ import ctrkit
 from ctrkit.atomic import atomic_directory
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
-from ctrkit.graph import Graph
+from ctrkit.graph import Graph, serving_graph
 from ctrkit.graph import TensorSpec as TensorSpec
-from ctrkit.graph import plain_graph as plain_graph
-from ctrkit.graph import sequence_features as sequence_features
-from ctrkit.graph import single_features as single_features
+from ctrkit.item_table import ItemTable
+from ctrkit.raw_values import RawType
 from ctrkit.request import Golden as Golden
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of a bundle; a reader refuses any other."""
-MANIFEST, MODEL, WEIGHTS, ENCODING, GOLDEN = "manifest.json", "model.onnx", "model.onnx.data", "encoding", "golden.json"
+MANIFEST, ENCODING, GOLDEN, ITEMS = "manifest.json", "encoding", "golden.json", "items"
+MODEL, WEIGHTS, ITEM, HEAD = "model.onnx", "model.onnx.data", "item.onnx", "head.onnx"
+MODEL_INT8, HEAD_INT8 = "model.int8.onnx", "head.int8.onnx"
+PART = "item_part"
+"""Output of item.onnx and input of head.onnx, float32 [N, H]."""
+_GRAPHS = (MODEL, WEIGHTS, ITEM, HEAD, MODEL_INT8, HEAD_INT8)
+TablePrecision = Literal["float32", "float16", "int8"]
 
 
 class _Model(BaseModel):
@@ -48,6 +58,32 @@ class FileEntry(_Model):
     bytes: int = Field(ge=0)
 
 
+class ItemTableEntry(_Model):
+    """What the item table is."""
+
+    key: str
+    """Column that names an ad."""
+    raw_type: RawType
+    ads: int = Field(ge=1)
+    width: int = Field(ge=1)
+    precision: TablePrecision
+
+
+class Approximation(_Model):
+    """What an approximation changed on held-out rows, against the exact network."""
+
+    rows: int
+    gauc_change: float | None
+    """None where no user has both a click and none."""
+    pcoc_change: float | None
+    max_difference: float
+    """Largest absolute difference of probability."""
+    accepted: bool
+    """Whether it passed its gate; the bundle has it only then."""
+    reason: str = ""
+    """Why not."""
+
+
 class Manifest(_Model):
     """What a bundle is."""
 
@@ -59,13 +95,19 @@ class Manifest(_Model):
     schema_fingerprint: str
     encoding_fingerprint: str
     graph: Graph
+    """Of model.onnx."""
+    item_table: ItemTableEntry | None
+    tables: TablePrecision
+    """Of embedding tables and item table, as they are kept."""
+    approximations: dict[str, Approximation]
+    """Those that were tried: "tables", "int8"."""
     versions: dict[str, str]
     """Of the libraries that wrote it."""
     metrics: dict[str, float]
     multiplications: int
     """Multiplications of the tower for one ad."""
     parity_max_abs_diff: float
-    """Largest difference of probability between torch and ONNX Runtime on held-out rows."""
+    """Largest difference of probability between torch and every exact graph in ONNX Runtime on held-out rows."""
     recipe: dict[str, JsonValue]
 
 
@@ -80,8 +122,27 @@ class Bundle:
 
     @property
     def model(self) -> Path:
-        """The ONNX graph."""
+        """The ONNX graph of the whole network."""
         return self.directory / MODEL
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether int8 passed its gate."""
+        return MODEL_INT8 in self.manifest.files
+
+    def item_table(self) -> ItemTable | None:
+        """The item table, mapped into memory; None if the bundle has none.
+
+        Raises:
+            UserError: it is not the one of the manifest.
+        """
+        entry = self.manifest.item_table
+        if entry is None:
+            return None
+        table = ItemTable.load(self.directory / ITEMS, entry.key, entry.raw_type)
+        if (len(table), table.width, table.precision) != (entry.ads, entry.width, entry.precision):
+            raise UserError(f"{self.directory / ITEMS}: not the item table of the manifest; export the bundle again")
+        return table
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -93,7 +154,7 @@ class Bundle:
         directory = Path(directory)
         manifest = _read_manifest(directory)
         try:
-            _verify_files(directory, manifest.files)
+            _verify_files(directory, manifest)
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read ({error.strerror}); see to its permissions") from error
         encoding = Encoding.load(directory / ENCODING)
@@ -103,7 +164,7 @@ class Bundle:
         ):
             if found != expected:
                 raise UserError(f"{directory / ENCODING}: not the {what} of the manifest; export the bundle again")
-        if manifest.graph != plain_graph(encoding.schema):
+        if manifest.graph != serving_graph(encoding.schema):
             raise UserError(f"{directory / MANIFEST}: graph does not fit the schema; export the bundle again")
         try:
             golden = Golden.from_json(json.loads((directory / GOLDEN).read_bytes()))
@@ -122,6 +183,9 @@ def write_bundle(
     versions: Mapping[str, str],
     multiplications: int,
     parity_max_abs_diff: float,
+    item_table: ItemTableEntry | None = None,
+    tables: TablePrecision = "float32",
+    approximations: Mapping[str, Approximation] | None = None,
     metrics: Mapping[str, float] | None = None,
     recipe: Mapping[str, JsonValue] | None = None,
 ) -> Bundle:
@@ -129,13 +193,17 @@ def write_bundle(
 
     Args:
         directory: the place of the bundle.
-        model: directory that holds `model.onnx`, and `model.onnx.data` if weights are external; they are copied.
+        model: directory that holds `model.onnx`, its weights `model.onnx.data` if they are external, and the other
+            graphs and the item table where there are such; they are copied.
         encoding: how raw values become the graph's inputs.
         golden: requests with their scores.
         name: of the model.
         versions: of the libraries that wrote it; ctrkit's own is added.
         multiplications: of the tower for one ad.
         parity_max_abs_diff: largest difference of probability between torch and ONNX Runtime.
+        item_table: what `items/` holds.
+        tables: precision in which tables are kept.
+        approximations: what was measured of each that was tried.
         metrics: on held-out data.
         recipe: what it was trained with.
 
@@ -158,7 +226,10 @@ def write_bundle(
             files={path: _entry(partial / path) for path in sorted(_files_below(partial))},
             schema_fingerprint=encoding.schema.fingerprint(),
             encoding_fingerprint=encoding.fingerprint(),
-            graph=plain_graph(encoding.schema),
+            graph=serving_graph(encoding.schema),
+            item_table=item_table,
+            tables=tables,
+            approximations=dict(approximations or {}),
             versions={"ctrkit": ctrkit.__version__, **versions},
             metrics={key: float(value) for key, value in (metrics or {}).items()},
             multiplications=multiplications,
@@ -176,11 +247,14 @@ def write_bundle(
 def _copy_model(model: Path, target: Path) -> None:
     if not (model / MODEL).is_file():
         raise UserError(f"{model / MODEL}: no such file; export the network there first")
-    strange = sorted(path.name for path in model.iterdir() if path.name not in (MODEL, WEIGHTS))
+    strange = sorted(path.name for path in model.iterdir() if path.name not in (*_GRAPHS, ITEMS))
     if strange:
-        raise UserError(f"{model / strange[0]}: a bundle takes {MODEL} and {WEIGHTS} only; keep it elsewhere")
+        raise UserError(f"{model / strange[0]}: a bundle takes its graphs and {WEIGHTS} only; keep it elsewhere")
     for path in model.iterdir():
-        shutil.copyfile(path, target / path.name)
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
 
 
 def _dump(content: Any, what: str) -> str:
@@ -234,7 +308,8 @@ def _read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest ({error}); export the bundle again") from error
 
 
-def _verify_files(directory: Path, files: Mapping[str, FileEntry]) -> None:
+def _verify_files(directory: Path, manifest: Manifest) -> None:
+    files = manifest.files
     for path in files:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts or "\\" in path or pure.as_posix() != path or path == ".":
@@ -246,6 +321,8 @@ def _verify_files(directory: Path, files: Mapping[str, FileEntry]) -> None:
         if path not in files:
             raise UserError(f"{directory / path}: not in the manifest; remove it or export the bundle again")
     required = {MODEL, GOLDEN, f"{ENCODING}/encoding.json"}
+    if manifest.item_table is not None:
+        required |= {ITEM, HEAD, *({HEAD_INT8} if MODEL_INT8 in files else ())}
     missing = sorted((files.keys() | required) - found)
     if missing:
         raise UserError(f"{directory / missing[0]}: missing; copy the bundle again, whole")

@@ -18,6 +18,7 @@ import ctrkit
 from ctrkit.atomic import atomic_file
 from ctrkit.config import load_recipe
 from ctrkit.errors import UserError
+from ctrkit_serving.server.command import add_options as add_serve_options
 
 if TYPE_CHECKING:
     from ctrkit.run import Run
@@ -74,6 +75,8 @@ def _extra(options: argparse.Namespace) -> str:
     """The extra that has the packages of a command."""
     if options.command in (_bench, _score):
         return "serve"
+    if options.command is _serve:
+        return "server"
     of_predictions = options.command is _evaluate and not options.recipe.endswith(".toml")
     return "evaluate" if of_predictions or options.command is _compare else "train"
 
@@ -112,14 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(evaluate)
     _add_predictions_options(evaluate)
-    compare = verb(
-        "compare", _compare, "Is a variant better than the baseline? Paired over users and seeds, with churn."
+    _add_compare_options(
+        verb("compare", _compare, "Is a variant better than the baseline? Paired over users and seeds, with churn.")
     )
-    _add_compare_options(compare)
-    recipe_verb("export", _export, "Write the bundle that goes online: the network that ships, and nothing else.")
+    _add_export_options(recipe_verb("export", _export, "Write the bundle that goes online: the network that ships."))
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
-    demo = verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores.")
-    _add_run_options(demo)
+    _add_run_options(verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores."))
     bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, one thread.")
     bench.add_argument("bundle", type=Path, nargs="+", help="bundle directories")
     bench.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
     score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
     score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
+    add_serve_options(verb("serve", _serve, "Serve bundles over HTTP and gRPC, new versions without a pause."))
     return parser
 
 
@@ -158,6 +160,11 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
                        "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
     group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
     group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", metavar="ADS", help="Parquet file with a row an ad, for an item table: export.items")
+    parser.add_argument("--item-key", metavar="COLUMN", help="its column that names an ad: export.item_key")
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -260,6 +267,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> dict[str, Any]:
+    given = {"export.items": options.items, "export.item_key": options.item_key}
+    options.set = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value)]
     bundle = _open_run(options, options.recipe).bundle
     manifest = bundle.manifest.model_dump(mode="json")
     return {"bundle": str(bundle.directory), "manifest": manifest, "text": f"{bundle.directory}"}
@@ -315,6 +324,12 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     unseen = sum(count["unseen"] for count in counts.values())
     shown = f"{scored.requests:,} requests, {scored.ads:,} ads -> {options.out} ({unseen:,} unseen ids)"
     return {"requests": scored.requests, "ads": scored.ads, "counts": counts, "out": str(options.out), "text": shown}
+
+
+def _serve(options: argparse.Namespace) -> dict[str, Any]:
+    from ctrkit_serving.server.command import serve_command
+
+    return serve_command(options)
 
 
 if __name__ == "__main__":

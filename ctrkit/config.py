@@ -151,6 +151,19 @@ class ExportConfig(Strict):
     """Name of the model; the last one if not given."""
     parity_rows: Annotated[int, Field(ge=1, le=10**7)] = 4096
     """Held-out rows on which ONNX Runtime and torch must agree."""
+    items: str | None = None
+    """Parquet file with a row an ad: what the first layer makes of each is computed at export and kept."""
+    item_key: str | None = None
+    """Column of that file, and of requests, that names an ad."""
+    tables: Literal["float32", "float16", "int8"] = "float32"
+    """Precision in which embedding tables and item table are kept, if it passes the gate."""
+    int8: bool = False
+    """Graphs in int8 beside the exact ones, if they pass the gate."""
+    max_gauc_drop: Annotated[float, Field(ge=0)] = 1e-4
+    """Gate of `tables` and `int8`, on the test part; bounds of int8 come from the validation part."""
+    max_pcoc_change: Annotated[float, Field(ge=0)] = 1e-3
+    max_difference: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Of any probability."""
 
 
 class BenchConfig(Strict):
@@ -195,6 +208,8 @@ class Recipe(Strict):
                 raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
         if self.export.model is not None and self.export.model not in self.models:
             raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")
+        if (self.export.items is None) != (self.export.item_key is None):
+            raise ValueError("export.items and export.item_key go together: a file of ads, and its column of names")
         if self.data.split.by == "time" and self.columns.time is None:
             raise ValueError("split by time needs columns.time")
         unknown = sorted(set(self.embedding.dims) - set(self.schema_().tables()))

@@ -70,7 +70,8 @@ class Encoding:
 
         Args:
             name: the feature.
-            values_N: raw values as `typed_array` gives them; whatever stands where `missing_N` is ignored.
+            values_N: raw values as `typed_array` gives them, or their `keys_of`; ignored where
+                `missing_N`.
             missing_N: where there is no value.
 
         Returns:

@@ -23,7 +23,7 @@ _ACCEPTED: dict[RawType, Any] = {
     "string": str,
 }
 _DTYPES: dict[RawType, type] = {"int": np.int64, "float": np.float64, "string": object}
-_MAX_STRING = 1024  # longer ids are replaced by their digest, so that one freak value cannot exhaust memory
+MAX_STRING = 1024  # longer ids are replaced by their digest, so that one freak value cannot exhaust memory
 _HASH_BLOCK = 16_384  # strings padded to one width at a time
 _MAX_EXACT_FLOAT = 2.0**53
 
@@ -164,7 +164,7 @@ def hash_strings(strings_N: npt.NDArray[np.object_]) -> Int64Array:
     with probability 3e-6; fitting checks that those of the training part do not.
     """
     short = [
-        s if len(s) <= _MAX_STRING else hashlib.blake2b(s.encode("utf-8", "surrogatepass")).hexdigest()
+        s if len(s) <= MAX_STRING else hashlib.blake2b(s.encode("utf-8", "surrogatepass")).hexdigest()
         for s in strings_N
     ]
     length_N = np.fromiter(map(len, short), np.int64, len(short))
@@ -178,15 +178,19 @@ def hash_strings(strings_N: npt.NDArray[np.object_]) -> Int64Array:
 
 def _hash_block(strings: list[str], length_N: Int64Array) -> npt.NDArray[np.uint64]:
     width = int(length_N[-1])
+    codes_NL = np.asarray(strings, dtype=f"<U{max(width, 1)}").view(np.uint32).reshape(len(strings), -1)
+    return hash_code_points(codes_NL, length_N)
+
+
+def hash_code_points(codes_NL: npt.NDArray[Any], length_N: Int64Array) -> npt.NDArray[np.uint64]:
+    """`hash_strings` of strings given as unsigned code points, sorted by length; what stands behind it is ignored."""
     hash_N = length_N.astype(np.uint64)
-    if width:
-        codes_NL = np.asarray(strings, dtype=f"<U{width}").view(np.uint32).reshape(len(strings), width)
-        for position in range(width):
-            first = int(np.searchsorted(length_N, position, side="right"))  # strings are sorted by length
-            tail = hash_N[first:]
-            tail ^= codes_NL[first:, position]
-            tail *= np.uint64(0x9E3779B97F4A7C15)
-            tail ^= tail >> np.uint64(32)
+    for position in range(int(length_N[-1])):
+        first = int(np.searchsorted(length_N, position, side="right"))  # strings are sorted by length
+        tail = hash_N[first:]
+        tail ^= codes_NL[first:, position]
+        tail *= np.uint64(0x9E3779B97F4A7C15)
+        tail ^= tail >> np.uint64(32)
     return mix(hash_N)
 
 

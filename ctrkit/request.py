@@ -95,12 +95,21 @@ class Golden:
     """By request, one score an ad."""
     tolerance: float = 1e-5
     """Largest absolute difference from a score that a loader accepts."""
+    approximate: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    """Likewise of the ways to a score that are not exact: `item_table` if it is kept in few bits, `int8` from features,
+    `item_table_int8`."""
+    approximate_tolerance: float = 1e-3
+    """Likewise: on another machine a number may be rounded to the next of 256."""
 
     def to_json(self) -> dict[str, Any]:
         """As `golden.json` holds it."""
-        pairs = zip(self.requests, self.scores, strict=True)
-        requests = [{"request": request.to_json(), "scores": list(scores)} for request, scores in pairs]
-        return {"tolerance": self.tolerance, "requests": requests}
+        return {
+            "tolerance": self.tolerance,
+            "approximate_tolerance": self.approximate_tolerance,
+            "requests": [request.to_json() for request in self.requests],
+            "scores": self.scores,
+            "approximate": dict(self.approximate),
+        }
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
@@ -110,10 +119,14 @@ class Golden:
             UserError: it has another form, no ad at all, or a number of scores other than that of ads.
         """
         try:
-            requests = tuple(Request.from_json(entry["request"]) for entry in content["requests"])
-            scores = tuple(tuple(float(score) for score in entry["scores"]) for entry in content["requests"])
-            golden = cls(requests, scores, float(content["tolerance"]))
-        except (KeyError, TypeError, ValueError) as error:
+            golden = cls(
+                tuple(Request.from_json(request) for request in content["requests"]),
+                _scores(content["scores"]),
+                float(content["tolerance"]),
+                {name: _scores(scores) for name, scores in content["approximate"].items()},
+                float(content["approximate_tolerance"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"golden requests of another form ({error})") from error
         golden.check()
         return golden
@@ -122,12 +135,18 @@ class Golden:
         """Raise UserError unless there is an ad, a finite score for each, and a tolerance."""
         if not any(request.num_ads for request in self.requests):
             raise UserError("golden requests hold no ad; a bundle needs at least one with its score")
-        if [request.num_ads for request in self.requests] != [len(scores) for scores in self.scores]:
-            raise UserError("golden requests and scores differ in number; each ad has one score")
-        if not all(np.isfinite(scores).all() for scores in self.scores):
-            raise UserError("a golden score is not finite; the model is broken")
-        if not 0 <= self.tolerance < 1:
-            raise UserError(f"golden tolerance {self.tolerance} is not in [0, 1)")
+        for scores in (self.scores, *self.approximate.values()):
+            if [request.num_ads for request in self.requests] != [len(of_ads) for of_ads in scores]:
+                raise UserError("golden requests and scores differ in number; each ad has one score")
+            if not all(np.isfinite(of_ads).all() for of_ads in scores):
+                raise UserError("a golden score is not finite; the model is broken")
+        for tolerance in (self.tolerance, self.approximate_tolerance):
+            if not 0 <= tolerance < 1:
+                raise UserError(f"golden tolerance {tolerance} is not in [0, 1)")
+
+
+def _scores(content: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(score) for score in scores) for scores in content)
 
 
 def read_requests(path: Path) -> Iterator[Request]:

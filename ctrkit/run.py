@@ -30,7 +30,8 @@ from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
-from ctrkit.export.export import export_bundle
+from ctrkit.export.export import Rewrites, export_bundle
+from ctrkit.export.gate import HeldOutRows, Limits
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.train_model import EVALUATION_BATCH, ModelTraining, trained
@@ -206,7 +207,8 @@ class Run:
 
     def _export(self, model: str, role: str | None, place: Path) -> Bundle:
         evaluation = self.evaluation
-        fingerprint = _sha256([model, self._weights(model), role, self.recipe.export.parity_rows])
+        config = self.recipe.export.model_dump(mode="json", exclude={"model"})
+        fingerprint = _sha256([model, self._weights(model), role, config, _file_state(self.recipe.export.items)])
         if (place / MANIFEST).exists():
             found = self._load(place)
             if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:
@@ -226,9 +228,21 @@ class Run:
             requests=list(islice(read_requests(self.log.requests), 64)),
             metrics=metrics,
             recipe={"fingerprint": fingerprint, **as_dict(self.recipe)},
+            **(self._rewrites() if place == self.directory / "bundle" else {}),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
         return bundle
+
+    def _rewrites(self) -> dict[str, Any]:
+        """What is written beside the network that serves, and the rows that judge its approximations."""
+        config = self.recipe.export
+        limits = Limits(config.max_gauc_drop, config.max_pcoc_change, config.max_difference)
+        items = None if config.items is None else Path(config.items)
+        rewrites = Rewrites(items, config.item_key, config.tables, config.int8, limits)
+        if not rewrites.approximate:
+            return {"rewrites": rewrites}
+        judged = HeldOutRows(self._loader("test").epoch, HeldOut(self.log, "test").report)
+        return {"rewrites": rewrites, "judged": judged, "say": self.say}
 
     def _load(self, place: Path) -> Bundle | None:
         try:
@@ -239,11 +253,19 @@ class Run:
 
     def _held_out(self) -> Iterator[Batch]:
         rows = 0
-        for batch in self._loader("test", batch_size=1024).epoch():
+        for batch in self._loader("valid", batch_size=1024).epoch():
             if rows >= self.recipe.export.parity_rows:
                 return
             rows += len(batch)
             yield batch
+
+
+def _file_state(path: str | None) -> list[int] | None:
+    """What changes with a file; the file itself is checked by who reads it."""
+    if path is None or not Path(path).exists():
+        return None
+    state = Path(path).stat()
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _sha256(content: Any) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ctrkit import bundle as bundle_module
-from ctrkit.bundle import Bundle, Golden, plain_graph, write_bundle
+from ctrkit.bundle import Bundle, Golden, write_bundle
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
+from ctrkit.graph import serving_graph
 from ctrkit.request import Request
 from ctrkit.schema import Schema
 from ctrkit_serving.scorer import Scorer
@@ -35,7 +36,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def test_survives_the_disk(tmp_path: Path) -> None:
-    written = make_bundle(tmp_path / "bundle", external=True)
+    written = make_bundle(tmp_path / "bundle")
     loaded = Bundle.load(str(tmp_path / "bundle"))
     assert loaded.manifest == written.manifest
     assert loaded.golden == written.golden
@@ -54,19 +55,21 @@ def test_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_graph_contract() -> None:
-    graph = plain_graph(SCHEMA)
-    assert {name: (spec.dtype, spec.shape) for name, spec in graph.inputs.items()} == {
-        "ids": ("int64", (-1, 4)),
-        "recent_ids": ("int64", (-1, 3)),
-        "recent_length": ("int64", (-1,)),
-        "tags_ids": ("int64", (-1, 2)),
-        "tags_length": ("int64", (-1,)),
-        "dense": ("float32", (-1, 2)),
+    graph = serving_graph(SCHEMA)
+    assert {name: (spec.dtype, spec.shape, spec.side) for name, spec in graph.inputs.items()} == {
+        "ids_user": ("int64", (-1, 1), "user"),
+        "recent_ids": ("int64", (-1, 3), "user"),
+        "recent_length": ("int64", (-1,), "user"),
+        "ids_context": ("int64", (-1, 1), "context"),
+        "ids_item": ("int64", (-1, 2), "item"),
+        "tags_ids": ("int64", (-1, 2), "item"),
+        "tags_length": ("int64", (-1,), "item"),
+        "dense_item": ("float32", (-1, 2), "item"),
     }
     only_dense = Schema.from_mapping({"x": {"side": "item", "kind": "dense"}}, label="y", group="u")
-    assert plain_graph(only_dense).inputs.keys() == {"dense"}
-    only_ids = Schema.from_mapping({"x": {"side": "item"}}, label="y", group="u")
-    assert plain_graph(only_ids).inputs.keys() == {"ids"}
+    assert serving_graph(only_dense).inputs.keys() == {"dense_item"}
+    only_ids = Schema.from_mapping({"x": {"side": "context"}}, label="y", group="u")
+    assert serving_graph(only_ids).inputs.keys() == {"ids_context"}
 
 
 def test_replaces_an_old_bundle(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_refuses_a_model_directory_without_graph_or_with_strangers(tmp_path: Pat
         write_bundle(tmp_path / "b", model=tmp_path / "nothing", encoding=make_encoding(), golden=GOLDEN, **FACTS)
     model = _model(tmp_path)
     (model / "weights.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"weights\.bin: a bundle takes model\.onnx and"):
+    with pytest.raises(UserError, match=r"weights\.bin: a bundle takes its graphs and"):
         write_bundle(tmp_path / "b", model=model, encoding=make_encoding(), golden=GOLDEN, **FACTS)
     assert not (tmp_path / "b").exists()
 
@@ -221,11 +224,13 @@ def _golden(content: Any) -> Callable[[Path], None]:
     return change
 
 
+NO_GOLDEN = {"tolerance": 0.1, "approximate_tolerance": 0.1, "requests": [], "scores": [], "approximate": {}}
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda d: (d / "manifest.json").unlink(), "no bundle, it has no readable manifest"),
     "manifest cut": (lambda d: os.truncate(d / "manifest.json", 100), r"manifest\.json: not a manifest"),
     "manifest a list": (lambda d: (d / "manifest.json").write_text("[]"), r"manifest\.json: not a manifest"),
-    "later format": (_manifest(lambda c: c.update(format=2)), "bundle format 2, this ctrkit reads 1"),
+    "earlier format": (_manifest(lambda c: c.update(format=1)), "bundle format 1, this ctrkit reads 2"),
     "unknown key": (_manifest(lambda c: c.update(colour="red")), r"manifest\.json: colour"),
     "key missing": (_manifest(lambda c: c.pop("recipe")), r"manifest\.json: recipe"),
     "wrong type": (_manifest(lambda c: c.update(multiplications="many")), r"manifest\.json: multiplications"),
@@ -252,9 +257,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pipe": (lambda d: os.mkfifo(d / "pipe"), "pipe: a bundle holds plain files only"),
     "other schema": (_manifest(lambda c: c.update(schema_fingerprint="0")), "not the schema of the manifest"),
     "other encoding": (_other_encoding, "not the encoding of the manifest"),
-    "other graph": (_manifest(lambda c: c["graph"]["inputs"].pop("dense")), "graph does not fit the schema"),
+    "other graph": (_manifest(lambda c: c["graph"]["inputs"].pop("dense_item")), "graph does not fit the schema"),
     "golden no JSON": (lambda d: _golden("x")(d), r"golden\.json: golden requests of another form"),
-    "golden without scores": (_golden({"tolerance": 0.1, "requests": []}), r"golden\.json: golden requests hold no ad"),
+    "golden without scores": (_golden(NO_GOLDEN), r"golden\.json: golden requests hold no ad"),
 }  # fmt: skip
 
 
@@ -310,7 +315,7 @@ def test_scorer_refuses_a_graph_of_another_signature(tmp_path: Path) -> None:
     )  # fmt: skip
     golden = Golden((Request({"age": None}, [{}]),), ((0.5,),))
     write_bundle(tmp_path / "bundle", model=model, encoding=encoding, golden=golden, **FACTS)
-    with pytest.raises(UserError, match=r"model\.onnx: input 'dense': .*but no such input in the manifest"):
+    with pytest.raises(UserError, match=r"model\.onnx: input 'dense_item': .*but no such input in the manifest"):
         Scorer.load(tmp_path / "bundle")
 
 

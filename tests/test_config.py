@@ -210,7 +210,7 @@ PROBLEMS = [
     ("models.light.train.epochs_=1", "models.light.train.epochs_: unknown key; did you mean 'epochs'?"),
     ("towers.light.droput=0.5", "towers.light.droput: unknown key; did you mean 'dropout'?"),
     ("data.split.vald=1", "data.split.vald: unknown key; did you mean 'valid'?"),
-    ("export.rows=1", "export.rows: unknown key; known keys: model, parity_rows"),
+    ("export.rows=1", "export.rows: unknown key; known keys: int8, item_key, items"),
     # what is missing
     ("models.other.tower=light", "models.other.objective: required key is missing"),
     ("models.other.objective=pointwise", "models.other.tower: required key is missing"),

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.data.source import Chunk, ClickLog, require_columns
+from ctrkit.data.text_keys import text_keys
 from ctrkit.encoding import Float32Array
 from ctrkit.errors import UserError
-from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, typed_array
+from ctrkit.raw_values import BoolArray, Float64Array, Int64Array, RawType, keys_of, typed_array
 from ctrkit.schema import DenseFeature, Feature, Schema, SequenceFeature
 
 LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
@@ -130,15 +131,25 @@ def to_numpy(array: pa.Array) -> npt.NDArray[Any]:
     return out
 
 
-def scalars(array: pa.Array, raw_type: RawType, name: str) -> tuple[npt.NDArray[Any], BoolArray]:
+def id_keys(array: pa.Array, raw_type: RawType, name: str) -> tuple[Int64Array, BoolArray]:
+    """`ctrkit.raw_values.keys_of` each id of feature `name`, and where there is none (null or NaN).
+
+    Raises:
+        UserError: ids stored as floats that are no whole numbers or that floats cannot hold; texts not in UTF-8.
+    """
+    if raw_type == "string":
+        return text_keys(array, name), to_numpy(array.is_null())
+    values_N, missing_N = numbers(array, raw_type, name)
+    return keys_of(values_N, missing_N), missing_N
+
+
+def numbers(array: pa.Array, raw_type: RawType, name: str) -> tuple[npt.NDArray[Any], BoolArray]:
     """Values of a feature as `ctrkit.raw_values.typed_array` gives them, and where there are none (null or NaN).
 
     Raises:
         UserError: ids stored as floats that are no whole numbers or that floats cannot hold.
     """
     missing_N = to_numpy(array.is_null())
-    if raw_type == "string":
-        return to_numpy(array).astype(object, copy=False), missing_N
     if pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64())
     filled = array.fill_null(False if pa.types.is_boolean(array.type) else 0) if array.null_count else array
@@ -179,7 +190,7 @@ def cut_lists(array: pa.Array, max_len: int) -> Lists:
 
 def dense_values(array: pa.Array, name: str) -> tuple[Float64Array, BoolArray]:
     """Numbers of a dense feature; NaN and null are missing, infinities are not."""
-    return scalars(decoded(array), "float", name)
+    return numbers(decoded(array), "float", name)
 
 
 def labels(chunk: Chunk, column: str) -> Float32Array:
@@ -227,7 +238,7 @@ def groups(chunk: Chunk, column: str) -> pa.Array:
             f"{chunk.place(row)}: group key '{column}' is empty; GAUC needs one a row: drop such rows or give them one"
         )
     if _is_number(array.type) or pa.types.is_boolean(array.type):
-        return pa.array(scalars(array, "int", column)[0])
+        return pa.array(numbers(array, "int", column)[0])
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or _is_view(array.type):
         return array.cast(pa.string())
     raise UserError(f"{chunk.file}: group key '{column}' is {array.type}; write integers or strings")

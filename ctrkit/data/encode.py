@@ -1,11 +1,9 @@
 """Chunks of a raw log, encoded: the encoding's own functions, on the distinct values of each chunk."""
 
-from concurrent.futures import Executor
-
 import numpy as np
 import pyarrow as pa
 
-from ctrkit.data.columns import cut_lists, decoded, dense_values, distinct, scalars
+from ctrkit.data.columns import cut_lists, dense_values, distinct, id_keys
 from ctrkit.encoding import MISSING, UNSEEN, Counts, Encoding
 from ctrkit.errors import UserError
 from ctrkit.schema import CategoricalFeature, DenseFeature, Feature, SequenceFeature
@@ -40,15 +38,17 @@ def _categorical(
     encoding: Encoding, feature: CategoricalFeature | SequenceFeature, array: pa.Array
 ) -> tuple[pa.Array, Counts]:
     values, codes_N = distinct(array)
-    values_D, missing_D = scalars(decoded(values), encoding.raw_types[feature.name], feature.name)
-    rows_D, _ = encoding.encode_sparse(feature.name, values_D, missing_D)
+    keys_D, missing_D = id_keys(values, encoding.raw_types[feature.name], feature.name)
+    order_D = np.argsort(keys_D)  # in order, a binary search finds them five times as fast
+    rows_D = np.empty(len(keys_D), np.int32)
+    rows_D[order_D], _ = encoding.encode_sparse(feature.name, keys_D[order_D], missing_D[order_D])
     frequency_D = np.bincount(codes_N, minlength=len(rows_D))
     counts = Counts(
         values=len(codes_N),
         missing=int(frequency_D[rows_D == MISSING].sum()),
         unseen=int(frequency_D[rows_D == UNSEEN].sum()),
     )
-    return pa.array(rows_D.astype(np.int32)[codes_N]), counts
+    return pa.array(rows_D[codes_N]), counts
 
 
 def _sequence(encoding: Encoding, feature: SequenceFeature, array: pa.Array) -> tuple[pa.Array, Counts]:
@@ -57,14 +57,3 @@ def _sequence(encoding: Encoding, feature: SequenceFeature, array: pa.Array) -> 
     counts.truncated = lists.truncated
     counts.missing += int((np.diff(lists.offsets_N1) == 0).sum())
     return pa.ListArray.from_arrays(pa.array(lists.offsets_N1.astype(np.int32)), rows), counts
-
-
-def encode(encoding: Encoding, columns: pa.RecordBatch, pool: Executor) -> tuple[list[pa.Array], dict[str, Counts]]:
-    """All features of a chunk in the schema's order, and what became of their values; features side by side."""
-
-    def one(feature: Feature) -> tuple[pa.Array, Counts]:
-        return encode_feature(encoding, feature, columns.column(feature.source))
-
-    encoded = list(pool.map(one, encoding.schema.features))
-    names = [feature.name for feature in encoding.schema.features]
-    return [array for array, _ in encoded], dict(zip(names, (counts for _, counts in encoded), strict=True))

@@ -5,21 +5,25 @@ One pass; memory grows with the distinct ids, not with the rows.
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ctrkit.data.columns import cut_lists, dense_values, distinct, labels, raw_types_of, scalars
+from ctrkit.data.columns import cut_lists, dense_values, distinct, id_keys, labels, raw_types_of
+from ctrkit.data.in_order import in_order
 from ctrkit.data.sampling import Reservoir, quantiles
 from ctrkit.data.source import Chunk
 from ctrkit.data.split import SplitLog
-from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Table, Vocabulary
+from ctrkit.data.text_keys import text_checks
+from ctrkit.encoding import Buckets, Encoding, Float32Array, HashBuckets, Scaling, Table, Vocabulary
 from ctrkit.errors import UserError
-from ctrkit.raw_values import Float64Array, Int64Array, RawType, keys_of, signed_log
+from ctrkit.raw_values import Float64Array, Int64Array, RawType, signed_log
 from ctrkit.schema import CategoricalFeature, DenseFeature, Feature, Schema, SequenceFeature, table_of
 
 _MERGE = 1 << 20  # new keys that wait before they are merged into the sorted ones
@@ -33,30 +37,49 @@ class KeyCounts:
     counts_V: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     checks_V: Int64Array = field(default_factory=lambda: np.zeros(0, np.int64))
     """A second, unrelated hash of each id: where it differs for one key, two ids have that key."""
-    collisions: int = 0
+    _shared: set[tuple[int, int]] = field(default_factory=set)
+    """Key and check of the ids that share a key."""
     _waiting: list[tuple[Int64Array, Int64Array, Int64Array]] = field(default_factory=list)
     _num_waiting: int = 0
+
+    @property
+    def collisions(self) -> int:
+        """Ids that share a key with another one, beyond the first of each key."""
+        return len(self._shared) - len({key for key, _ in self._shared})
 
     def add(self, keys_D: Int64Array, counts_D: Int64Array, checks_D: Int64Array) -> None:
         """Count keys, each `counts_D` times."""
         self._waiting.append((keys_D, counts_D, checks_D))
         self._num_waiting += len(keys_D)
-        if self._num_waiting > max(_MERGE, len(self.keys_V)):  # so that each key is moved O(log) times
+        if self._num_waiting > max(_MERGE, len(self.keys_V) // 4):  # so that each key is moved O(log) times
             self.merge()
 
     def merge(self) -> None:
         """Bring `keys_V` (sorted), `counts_V` and `collisions` up to date."""
-        parts = [(self.keys_V, self.counts_V, self.checks_V), *self._waiting]
-        keys, counts, checks = (np.concatenate(column) for column in zip(*parts, strict=True))
-        self._waiting, self._num_waiting = [], 0
-        if len(keys) == 0:
+        if self._num_waiting == 0:
             return
-        order = np.argsort(keys, kind="stable")
+        keys, counts, checks = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._num_waiting = [], 0
+        order = np.argsort(keys)
         keys, counts, checks = keys[order], counts[order], checks[order]
-        same = keys[1:] == keys[:-1]
-        self.collisions += int((same & (checks[1:] != checks[:-1])).sum())
-        first = np.flatnonzero(np.concatenate([[True], ~same]))
-        self.keys_V, self.counts_V, self.checks_V = keys[first], np.add.reduceat(counts, first), checks[first]
+        first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        self._compare(keys, checks, np.repeat(checks[first], np.diff(first, append=len(keys))))
+        keys, counts, checks = keys[first], np.add.reduceat(counts, first), checks[first]
+        place = self.keys_V.searchsorted(keys)
+        known = np.zeros(len(keys), np.bool_)
+        if len(self.keys_V):
+            known = self.keys_V.take(place, mode="clip") == keys
+        self._compare(keys[known], checks[known], self.checks_V[place[known]])
+        self.counts_V[place[known]] += counts[known]
+        new = ~known
+        if new.any():  # seldom, once most ids are known
+            self.keys_V = np.insert(self.keys_V, place[new], keys[new])
+            self.counts_V = np.insert(self.counts_V, place[new], counts[new])
+            self.checks_V = np.insert(self.checks_V, place[new], checks[new])
+
+    def _compare(self, keys: Int64Array, checks: Int64Array, others: Int64Array) -> None:
+        for i in np.flatnonzero(checks != others):
+            self._shared |= {(int(keys[i]), int(checks[i])), (int(keys[i]), int(others[i]))}
 
 
 @dataclass
@@ -111,13 +134,22 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
     """
     fitting = _Fitting(schema, raw_types_of(source.log, schema))
     rows, clicks = 0, 0
-    with ThreadPoolExecutor(worker_threads()) as pool:
+
+    def work() -> Iterator[tuple[int, list[Callable[[], Any]]]]:
         for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"]):
-            kept = chunk if not codes_N.any() else _where(chunk, codes_N == 0)
-            label_N = labels(chunk, schema.label)[codes_N == 0]
+            train_N = codes_N == 0
+            kept = chunk if train_N.all() else _where(chunk, train_N)
+            yield (
+                chunk.columns.num_rows,
+                [partial(_train_labels, chunk, schema.label, train_N), *fitting.counting(kept)],
+            )
+
+    with ThreadPoolExecutor(worker_threads()) as pool:
+        for num_rows, (label_N, *found) in in_order(pool, work()):
             rows, clicks = rows + len(label_N), clicks + int(label_N.sum())
-            fitting.add(kept, pool)
-            advance(chunk.columns.num_rows)
+            for add in found:
+                add()
+            advance(num_rows)
     if rows == 0:
         raise UserError("data.split leaves the train part empty; choose other files, values or shares")
     if clicks in (0, rows):
@@ -141,6 +173,10 @@ def _float_ids(columns: pa.Schema, schema: Schema) -> Iterator[str]:
         kind = columns.field(feature.source).type
         if not isinstance(feature, DenseFeature) and pa.types.is_floating(getattr(kind, "value_type", kind)):
             yield f"feature '{feature.name}': ids stored as floats (column '{feature.source}') are taken as integers"
+
+
+def _train_labels(chunk: Chunk, column: str, train_N: npt.NDArray[np.bool_]) -> Float32Array:
+    return labels(chunk, column)[train_N]  # in this order, so that a message names the row
 
 
 def _where(chunk: Chunk, mask_N: npt.NDArray[np.bool_]) -> Chunk:
@@ -170,46 +206,41 @@ class _Fitting:
     def _is_fitted(self, feature: Feature) -> bool:
         return isinstance(feature, DenseFeature) or table_of(feature) in self._key_counts
 
-    def add(self, chunk: Chunk, pool: Executor) -> None:
-        """Count a chunk; features of different tables side by side."""
-        by_table: dict[str, list[Feature]] = {}
-        for feature in filter(self._is_fitted, self.schema.features):
-            by_table.setdefault(table_of(feature), []).append(feature)
-        for _ in pool.map(lambda features: self._add_features(chunk, features), by_table.values()):
-            pass
+    def counting(self, chunk: Chunk) -> list[Callable[[], Callable[[], None]]]:
+        """Tasks for any thread; what each returns adds its counts, and is to be called in order."""
+        return [partial(self._count, chunk, feature) for feature in self.schema.features if self._is_fitted(feature)]
 
-    def _add_features(self, chunk: Chunk, features: Sequence[Feature]) -> None:
-        for feature in features:
-            array = chunk.columns.column(feature.source)
-            try:
-                if isinstance(feature, DenseFeature):
-                    self._add_dense(feature, array)
-                else:
-                    self._add_ids(feature, array)
-            except UserError as error:
-                rows = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.columns.num_rows:,}"
-                raise UserError(f"{chunk.file}, column '{feature.source}', {rows}: {error}") from error
+    def _count(self, chunk: Chunk, feature: Feature) -> Callable[[], None]:
+        array = chunk.columns.column(feature.source)
+        try:
+            if isinstance(feature, DenseFeature):
+                return self._numbers(feature, array)
+            return self._ids(feature, array)
+        except UserError as error:
+            rows = f"rows {chunk.first_row + 1:,} to {chunk.first_row + chunk.columns.num_rows:,}"
+            raise UserError(f"{chunk.file}, column '{feature.source}', {rows}: {error}") from error
 
-    def _add_ids(self, feature: CategoricalFeature | SequenceFeature, array: pa.Array) -> None:
+    def _ids(self, feature: CategoricalFeature | SequenceFeature, array: pa.Array) -> Callable[[], None]:
         raw_type = self.raw_types[feature.name]
         ids = cut_lists(array, feature.max_len).values if isinstance(feature, SequenceFeature) else array
         values, codes_N = distinct(ids)
-        values_D, missing_D = scalars(values, raw_type, feature.name)
-        counts_D = np.bincount(codes_N, minlength=len(values_D))
+        keys_D, missing_D = id_keys(values, raw_type, feature.name)
+        checks_D = text_checks(values, feature.name) if raw_type == "string" else keys_D  # an integer is its own key
+        counts_D = np.bincount(codes_N, minlength=len(values))
         seen_D = ~missing_D & (counts_D > 0)
-        present_D = values_D[seen_D]
-        keys_D = keys_of(present_D, np.zeros(len(present_D), np.bool_))
-        # Python's own hash of strings knows nothing of ours; an integer is its own key.
-        checks_D = np.fromiter(map(hash, present_D), np.int64, len(present_D)) if raw_type == "string" else keys_D
-        self._key_counts[table_of(feature)].add(keys_D, counts_D[seen_D], checks_D)
+        return partial(self._key_counts[table_of(feature)].add, keys_D[seen_D], counts_D[seen_D], checks_D[seen_D])
 
-    def _add_dense(self, feature: DenseFeature, array: pa.Array) -> None:
+    def _numbers(self, feature: DenseFeature, array: pa.Array) -> Callable[[], None]:
         values_N, missing_N = dense_values(array, feature.name)
         finite_N = values_N[np.isfinite(values_N) & ~missing_N]
         transformed_N = signed_log(finite_N) if feature.transform == "log" else finite_N
-        self._moments[feature.name].add(transformed_N, finite_N)
-        if feature.transform == "bucketize":
-            self._samples[feature.name].add(finite_N)
+
+        def add() -> None:
+            self._moments[feature.name].add(transformed_N, finite_N)
+            if feature.transform == "bucketize":
+                self._samples[feature.name].add(finite_N)
+
+        return add
 
     def tables(self) -> dict[str, Table]:
         """The table of each sparse feature."""

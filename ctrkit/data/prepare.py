@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from tqdm import tqdm
 from ctrkit.atomic import atomic_directory
 from ctrkit.config_data import DataConfig
 from ctrkit.data.columns import GROUP, LABEL, check_columns, special_columns
-from ctrkit.data.encode import encode
+from ctrkit.data.encode import encode_feature
 from ctrkit.data.fit import Fitted, fit, worker_threads
+from ctrkit.data.in_order import in_order
 from ctrkit.data.origin import find_origin
 from ctrkit.data.prepared import FORMAT, PreparedLog
 from ctrkit.data.request_sample import RequestSample
+from ctrkit.data.source import Chunk
 from ctrkit.data.split import PARTS, Part, SplitLog, open_split
 from ctrkit.encoding import Counts, Encoding
 from ctrkit.errors import UserError
-from ctrkit.schema import Schema, SequenceFeature, table_of
+from ctrkit.schema import Feature, Schema, SequenceFeature, table_of
 
 _GROUPS_PER_FILE = 64
 _DICTIONARY_ROWS = 4096
@@ -81,6 +84,16 @@ def fingerprint(data: DataConfig, schema: Schema) -> str:
     return find_origin(data).fingerprint(schema)
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a chunk that belong to one part."""
+
+    chunk: Chunk
+    part: Part
+    special: Mapping[str, pa.Array]
+    raw: pa.RecordBatch
+
+
 def _encode_all(
     source: SplitLog,
     encoding: Encoding,
@@ -89,34 +102,47 @@ def _encode_all(
     pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> None:
-    schema = encoding.schema
-    columns = [*schema.special_columns(), *(f.source for f in schema.features)]
-    writing: Future[None] | None = None  # one chunk is written while the next one is encoded
-    for chunk, codes_N in source.stream(columns):
-        special = special_columns(chunk, schema)
-        batch = pa.RecordBatch.from_arrays(
-            [*special.values(), *chunk.columns.columns], names=[*special, *chunk.columns.schema.names]
-        )
-        for code in np.unique(codes_N):
-            part = PARTS[code]
-            rows = batch if (codes_N == code).all() else batch.filter(pa.array(codes_N == code))
-            if part == "test":
-                requests.add(rows)
-            try:
-                arrays, counts = encode(encoding, rows, pool)
-            except UserError as error:
-                raise UserError(f"{chunk.file}, near row {chunk.first_row + 1:,}, {error}") from error
-            names = [*special, *(f.name for f in schema.features)]
-            prepared = pa.table([*(rows.column(name) for name in special), *arrays], names=names)
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(writers[part].add, prepared, counts)
-        advance(chunk.columns.num_rows)
+    features = encoding.schema.features
+    writing: Future[None] | None = None  # one chunk is written while the next ones are encoded
+
+    def work() -> Iterator[tuple[_Rows, list[Callable[[], tuple[pa.Array, Counts]]]]]:
+        for rows in _rows_by_part(source, encoding.schema):
+            yield rows, [partial(_encoded, encoding, feature, rows) for feature in features]
+
+    for rows, encoded in in_order(pool, work()):
+        if rows.part == "test":
+            requests.add(rows.raw)
+        names = [*rows.special, *(f.name for f in features)]
+        prepared = pa.table([*rows.special.values(), *(array for array, _ in encoded)], names=names)
+        counts = {feature.name: count for feature, (_, count) in zip(features, encoded, strict=True)}
+        if writing is not None:
+            writing.result()
+        writing = pool.submit(writers[rows.part].add, prepared, counts)
+        advance(prepared.num_rows)
     if writing is not None:
         writing.result()
     for part, writer in writers.items():
         if writer.rows == 0:
             raise UserError(f"data.split leaves the {part} part empty; choose other files, values or shares")
+
+
+def _encoded(encoding: Encoding, feature: Feature, rows: _Rows) -> tuple[pa.Array, Counts]:
+    try:
+        return encode_feature(encoding, feature, rows.raw.column(feature.source))
+    except UserError as error:
+        raise UserError(f"{rows.chunk.file}, near row {rows.chunk.first_row + 1:,}, {error}") from error
+
+
+def _rows_by_part(source: SplitLog, schema: Schema) -> Iterator[_Rows]:
+    columns = [*schema.special_columns(), *(f.source for f in schema.features)]
+    for chunk, codes_N in source.stream(columns):
+        special = special_columns(chunk, schema)
+        raw = pa.RecordBatch.from_arrays(
+            [*special.values(), *chunk.columns.columns], names=[*special, *chunk.columns.schema.names]
+        )
+        for code in np.flatnonzero(np.bincount(codes_N, minlength=len(PARTS))):
+            rows = raw if (codes_N == code).all() else raw.filter(pa.array(codes_N == code))
+            yield _Rows(chunk, PARTS[code], {name: rows.column(name) for name in special}, rows)
 
 
 @dataclass

@@ -1,24 +1,73 @@
 """A network into a bundle: exported, proven equal to torch on held-out rows and on raw requests, then written."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from ctrkit.bundle import MODEL, Bundle, Golden, write_bundle
+from ctrkit.bundle import (
+    HEAD,
+    HEAD_INT8,
+    ITEM,
+    ITEMS,
+    MODEL,
+    MODEL_INT8,
+    WEIGHTS,
+    Approximation,
+    Bundle,
+    Golden,
+    ItemTableEntry,
+    TablePrecision,
+    write_bundle,
+)  # fmt: skip
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Encoding
-from ctrkit.export.onnx import MAX_DIFFERENCE, export_onnx, parity
-from ctrkit.export.plain_network import Inputs, PlainNetwork, graph_inputs
+from ctrkit.errors import UserError
+from ctrkit.export.arrays import NetworkArrays
+from ctrkit.export.from_torch import network_arrays
+from ctrkit.export.gate import HeldOutRows, Limits, measured
+from ctrkit.export.items import AdsFile, write_item_table
+from ctrkit.export.parity import Arrays, Graph, TwoGraphs, parity
+from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
+from ctrkit.export.quantize import quantizations
+from ctrkit.export.serving_graphs import write_head, write_item, write_model, write_observed
+from ctrkit.export.tables import as_float32, stored
+from ctrkit.export.weight_file import WeightFile
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder
 
 NUM_GOLDEN = 8
 """Requests that a bundle carries with their scores."""
+_GOLDEN_ADS = 16
+"""Ads of each, where they are drawn from the item table."""
+
+
+@dataclass(frozen=True)
+class Rewrites:
+    """What is written beside the whole network in its own precision."""
+
+    items: Path | None = None
+    """Parquet file with a row an ad: its part of the first layer is computed now and kept in an item table."""
+    item_key: str | None = None
+    """Column of it, and of requests, that names an ad."""
+    tables: TablePrecision = "float32"
+    """Precision in which embedding tables and item table are kept."""
+    int8: bool = False
+    """Graphs in int8 beside the exact ones."""
+    limits: Limits = field(default_factory=Limits)
+    """What `tables` and `int8` may change, else they are left out."""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether any of it is not exact."""
+        return self.int8 or self.tables != "float32"
 
 
 def export_bundle(
@@ -31,6 +80,9 @@ def export_bundle(
     requests: Sequence[Request],
     metrics: Mapping[str, float] | None = None,
     recipe: Mapping[str, Any] | None = None,
+    rewrites: Rewrites | None = None,
+    judged: HeldOutRows | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export the network that ships.
 
@@ -39,37 +91,195 @@ def export_bundle(
         encoding: of the log that it was trained on.
         directory: place of the bundle; an old one is replaced.
         name: of the model.
-        held_out: batches on which ONNX Runtime and torch must agree to 1e-5 in probability.
+        held_out: batches on which every exact graph and torch must agree to 1e-6 in probability; int8 takes its bounds
+            from them too.
         requests: raw requests; a few are kept as golden requests with torch's scores.
         metrics: of the network on held-out data, kept in the manifest.
         recipe: kept in the manifest.
+        rewrites: item table, int8, tables in fewer bits.
+        judged: rows on which approximations are measured, other than `held_out`; needed if there are any.
+        say: told what an approximation changes, and whether it is kept.
 
     Raises:
-        UserError: ONNX Runtime and torch differ; nothing is written then.
+        UserError: ONNX Runtime and torch differ, or the file of ads is not fit; nothing is written then.
     """
-    plain = PlainNetwork(network, encoding.schema)
-    encoder = RequestEncoder(encoding)
-    inputs = [graph_inputs(batch, encoding.schema) for batch in held_out]
-    requests = requests[:NUM_GOLDEN]
-    encoded = [_as_tensors(encoder.encode(r.user, r.items, r.context)[0]) for r in requests]
-    with tempfile.TemporaryDirectory() as temporary:
-        export_onnx(plain, encoding.schema, Path(temporary))
-        difference = parity(plain, Path(temporary) / MODEL, (*inputs, *encoded))
-        with torch.no_grad():
-            scores = tuple(tuple(plain(x).tolist()) for x in encoded)
+    rewrites = rewrites or Rewrites()
+    if rewrites.approximate and judged is None:
+        raise UserError("an approximation needs held-out rows that judge it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
+        export = _Export(network, encoding, Path(temporary), rewrites, held_out, judged, say)
+        export.write(requests[:NUM_GOLDEN])
         return write_bundle(
             directory,
-            model=Path(temporary),
+            model=export.place,
             encoding=encoding,
-            golden=Golden(tuple(requests), scores, tolerance=MAX_DIFFERENCE),
+            golden=export.golden,
             name=name,
             versions={package: version(package) for package in ("torch", "torchrec", "onnx", "onnxruntime")},
             multiplications=network.tower.multiplications,
-            parity_max_abs_diff=difference,
+            parity_max_abs_diff=export.parity,
+            item_table=export.item_table,
+            tables=export.tables,
+            approximations=export.approximations,
             metrics=metrics,
             recipe=recipe,
         )
 
 
-def _as_tensors(feeds: Mapping[str, Any]) -> Inputs:
-    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+class _Export:
+    """The graphs of one bundle in a directory of their own."""
+
+    golden: Golden
+    parity: float
+    item_table: ItemTableEntry | None = None
+
+    def __init__(
+        self,
+        network: Network,
+        encoding: Encoding,
+        place: Path,
+        rewrites: Rewrites,
+        held_out: Sequence[Batch],
+        judged: HeldOutRows | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.place, self.tables, self.approximations = place / "graphs", rewrites.tables, dict[str, Approximation]()
+        self._network, self._encoding, self._rewrites, self._judged = network.eval(), encoding, rewrites, judged
+        self._say = say
+        self._ads = None
+        if rewrites.items is not None:
+            if rewrites.item_key is None:
+                raise UserError("export.items needs export.item_key, the column that names an ad")
+            self._ads = AdsFile(rewrites.items, rewrites.item_key, encoding)
+            self._ads.check()
+        self._inputs = [_arrays(graph_inputs(batch, encoding.schema)) for batch in held_out]
+
+    def write(self, requests: Sequence[Request]) -> None:
+        arrays = network_arrays(self._network, self._encoding.schema)
+        if self.tables != "float32" and not self._tables_pass(arrays):
+            self.tables = "float32"
+        arrays = _kept(arrays, self.tables)
+        plain = PlainNetwork(self._network, self._encoding.schema, arrays.stacks)
+        requests = self._golden_requests(requests)
+        encoder = RequestEncoder(self._encoding, ignore_unknown=True)
+        encoded = [encoder.encode(r.user, r.items, r.context)[0] for r in requests]
+        scores = [_in_torch(plain, feeds) for feeds in encoded]
+        self.place.mkdir()
+        with WeightFile(self.place / WEIGHTS) as weights:
+            write_model(arrays, weights, self.place / MODEL)
+            if self._ads is not None:
+                self._write_item_graphs(arrays, weights)
+            expected = [(inputs, _in_torch(plain, inputs)) for inputs in self._inputs]
+            pairs = [*expected, *zip(encoded, scores, strict=True)]
+            self.parity = parity(Graph(self.place / MODEL), pairs)
+            if self._ads is not None:
+                self.parity = max(self.parity, parity(TwoGraphs(self.place), pairs))
+                width = len(arrays.layers[0].bias_O)
+                self.item_table = write_item_table(self.place / ITEMS, self._ads, self.place / ITEM, width, self.tables)
+            if self._rewrites.int8:
+                self._write_int8(arrays, weights, plain)
+        self.golden = Golden(
+            tuple(requests), tuple(tuple(of_ads.tolist()) for of_ads in scores), approximate=self._approximate(encoded)
+        )
+
+    def _write_item_graphs(self, arrays: NetworkArrays, weights: WeightFile) -> None:
+        write_item(arrays, weights, self.place / ITEM)
+        write_head(arrays, weights, self.place / HEAD)
+
+    def _golden_requests(self, requests: Sequence[Request]) -> list[Request]:
+        """Those of the log; where there is an item table, with ads of its file, so that it is looked at too."""
+        if self._ads is None:
+            return list(requests)
+        found = []
+        for seed, request in enumerate(requests):
+            context = request.context if isinstance(request.context, Mapping) else next(iter(request.context), {})
+            found.append(Request(request.user, self._ads.sample(_GOLDEN_ADS, seed), context))
+        return found
+
+    def _tables_pass(self, arrays: NetworkArrays) -> bool:
+        """Whether tables in fewer bits, the item table too, change little enough."""
+        candidate = _kept(arrays, self.tables)
+        with tempfile.TemporaryDirectory(dir=self.place.parent) as temporary:
+            place = Path(temporary)
+            with WeightFile(place / WEIGHTS) as weights:
+                write_model(candidate, weights, place / MODEL)
+                graph: Graph | TwoGraphs = Graph(place / MODEL)
+                if self._ads is not None:
+                    write_item(candidate, weights, place / ITEM)
+                    write_head(candidate, weights, place / HEAD)
+                    graph = TwoGraphs(place, kept=self._kept_part)
+            return self._passes("tables", PlainNetwork(self._network, self._encoding.schema), graph)
+
+    def _kept_part(self, part_NH: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return as_float32(stored(part_NH, self.tables))
+
+    def _write_int8(self, arrays: NetworkArrays, weights: WeightFile, plain: PlainNetwork) -> None:
+        """The int8 graphs, if they pass; else nothing of them is left."""
+        start = weights.mark()
+        observed = self.place / "observed.onnx"
+        keys = write_observed(arrays, weights, observed)
+        how = quantizations(observed, keys, self._inputs) if keys else {}
+        observed.unlink()
+        if not how:
+            self._say("  int8: the network has no layer that it would make faster")
+            return
+        write_model(arrays, weights, self.place / MODEL_INT8, how)
+        graphs: list[Graph | TwoGraphs] = [Graph(self.place / MODEL_INT8)]
+        if self._ads is not None:
+            write_head(arrays, weights, self.place / HEAD_INT8, how)
+            graphs.append(TwoGraphs(self.place, HEAD_INT8, self._kept_part))
+        if not all(self._passes("int8", plain, graph) for graph in graphs):
+            for name in (MODEL_INT8, HEAD_INT8):
+                (self.place / name).unlink(missing_ok=True)
+            weights.rewind(start)
+
+    def _passes(self, name: str, plain: PlainNetwork, graph: Graph | TwoGraphs) -> bool:
+        """Measure an approximation against torch on the rows that judge."""
+        assert self._judged is not None
+        exact, approximate = [], []
+        for batch in self._judged.batches():
+            inputs = _arrays(graph_inputs(batch, self._encoding.schema))
+            exact.append(_in_torch(plain, inputs))
+            approximate.append(graph(inputs))
+        found = measured(_joined(exact), _joined(approximate), self._judged, self._rewrites.limits)
+        known = self.approximations.get(name)
+        if known is None or (known.accepted and found.max_difference > known.max_difference) or not found.accepted:
+            self.approximations[name] = found
+        gauc = "no GAUC" if found.gauc_change is None else f"GAUC {found.gauc_change:+.1e}"
+        verdict = "kept" if found.accepted else f"left out: {found.reason}"
+        off = f"probability at most {found.max_difference:.1e} off"
+        self._say(f"  {name} ({graph.path.name}): {gauc}, {off}; {verdict}")
+        return found.accepted
+
+    def _approximate(self, encoded: Iterable[Arrays]) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """Golden scores of the ways that are not exact."""
+        ways: dict[str, Graph | TwoGraphs] = {}
+        if self._ads is not None and self.tables != "float32":
+            ways["item_table"] = TwoGraphs(self.place, kept=self._kept_part)
+        if (self.place / MODEL_INT8).exists():
+            ways["int8"] = Graph(self.place / MODEL_INT8)
+            if self._ads is not None:
+                ways["item_table_int8"] = TwoGraphs(self.place, HEAD_INT8, self._kept_part)
+        return {way: tuple(tuple(graph(feeds).tolist()) for feeds in encoded) for way, graph in ways.items()}
+
+
+def _kept(arrays: NetworkArrays, precision: TablePrecision) -> NetworkArrays:
+    return replace(arrays, stacks={dim: stored(t, precision) for dim, t in arrays.stacks.items()})
+
+
+def _arrays(inputs: Mapping[str, torch.Tensor]) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def _in_torch(plain: PlainNetwork, inputs: Arrays) -> npt.NDArray[np.float32]:
+    """Torch's probabilities [N], what is the user's or the context's repeated."""
+    num_ads = max(map(len, inputs.values()))
+    with torch.no_grad():
+        tensors = repeated({name: torch.from_numpy(array) for name, array in inputs.items()}, num_ads)
+        probability_N: npt.NDArray[np.float32] = plain.eval()(tensors).numpy()
+    return probability_N
+
+
+def _joined(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
+    return np.concatenate(parts).astype(np.float64)

@@ -1,45 +1,61 @@
-"""A trained network as plain gathers and matrix products: what is exported (no TorchRec in it)."""
+"""A trained network as plain gathers and matrix products in torch: what every exported graph must be equal to."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ctrkit.bundle import sequence_features, single_features
 from ctrkit.data.batch import Batch
+from ctrkit.export.tables import Stored, as_float32
+from ctrkit.graph import SIDES, side_features
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema
 
 Inputs = dict[str, Tensor]
-"""Inputs of the graph by name: see `ctrkit.bundle.plain_graph`."""
+"""Inputs of the graph by name (`ctrkit.graph`), each with a row an ad."""
 
 
 class PlainNetwork(nn.Module):
-    """probability[N] from the inputs of the plain graph, with the weights of a network.
+    """probability[N] from the inputs of the graph, with the weights of a network (no TorchRec in it).
 
     Args:
         network: trained; its weights are used, not copied.
         schema: of the log that it was trained on.
+        stacks: tables that take the place of the network's, by width.
     """
 
-    def __init__(self, network: Network, schema: Schema) -> None:
+    def __init__(self, network: Network, schema: Schema, stacks: Mapping[int, Stored] | None = None) -> None:
         super().__init__()
         self.tower = network.tower
-        weights = network.embedding.table_weights()
-        self.tables = nn.ParameterList(nn.Parameter(weight.float()) for weight in weights.values())
-        self._single = {name: column for column, name in enumerate(single_features(schema))}
-        position = {name: index for index, name in enumerate(weights)}
-        self._lookups = [(position[found.table], found.feature, found.pooling) for found in network.embedding.lookups]
+        given = {str(dim): torch.from_numpy(as_float32(table)) for dim, table in (stacks or {}).items()}
+        self.stacks = nn.ParameterDict(
+            {
+                dim: nn.Parameter(given.get(dim, stack.detach().float()))
+                for dim, stack in network.embedding.stacks.items()
+            }
+        )
+        self._lookups = network.embedding.lookups
+        self._column: dict[str, tuple[str, int]] = {}
+        for side in SIDES:
+            features = side_features(schema, side)
+            self._column |= {name: (f"ids_{side}", i) for i, name in enumerate(features.single)}
+            self._column |= {name: (f"dense_{side}", i) for i, name in enumerate(features.dense)}
+        self._dense = [feature.name for feature in schema.dense_features]
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Click probability of N ads."""
         parts = []
-        for index, feature, pooling in self._lookups:
-            weight_VE = self.tables[index]
-            if pooling is not None:
-                parts.append(_pool(weight_VE, inputs[f"{feature}_ids"], inputs[f"{feature}_length"], pooling))
+        for lookup in self._lookups:
+            weight_VE, name = self.stacks[str(lookup.dim)], lookup.feature
+            if lookup.pooling is None:
+                tensor, column = self._column[name]
+                parts.append(nn.functional.embedding(inputs[tensor][:, column] + lookup.first_row, weight_VE))
             else:
-                parts.append(nn.functional.embedding(inputs["ids"][:, self._single[feature]], weight_VE))
-        if "dense" in inputs:
-            parts.append(inputs["dense"])
+                ids_NL = inputs[f"{name}_ids"] + lookup.first_row
+                parts.append(_pool(weight_VE, ids_NL, inputs[f"{name}_length"], lookup.pooling))
+        for name in self._dense:
+            tensor, column = self._column[name]
+            parts.append(inputs[tensor][:, column].unsqueeze(1))
         logit_N: Tensor = self.tower(torch.cat(parts, dim=1))
         return torch.sigmoid(logit_N)
 
@@ -51,15 +67,24 @@ def _pool(weight_VE: Tensor, ids_NL: Tensor, length_N: Tensor, pooling: str) -> 
 
 
 def graph_inputs(batch: Batch, schema: Schema) -> Inputs:
-    """A batch as inputs of the plain graph."""
+    """A batch as inputs of the graph."""
     inputs: Inputs = {}
     jagged = batch.sparse.to_dict()
-    single = single_features(schema)
-    if single:
-        inputs["ids"] = torch.stack([jagged[name].values() for name in single], dim=1)
-    for feature in sequence_features(schema):
-        inputs[f"{feature.name}_ids"] = jagged[feature.name].to_padded_dense(feature.max_len).long()
-        inputs[f"{feature.name}_length"] = jagged[feature.name].lengths()
-    if schema.dense_features:
-        inputs["dense"] = batch.dense_BD
+    dense = {feature.name: i for i, feature in enumerate(schema.dense_features)}
+    for side in SIDES:
+        features = side_features(schema, side)
+        if features.single:
+            inputs[f"ids_{side}"] = torch.stack([jagged[name].values() for name in features.single], dim=1)
+        for feature in features.sequences:
+            inputs[f"{feature.name}_ids"] = jagged[feature.name].to_padded_dense(feature.max_len).long()
+            inputs[f"{feature.name}_length"] = jagged[feature.name].lengths()
+        if features.dense:
+            inputs[f"dense_{side}"] = batch.dense_BD[:, [dense[name] for name in features.dense]].contiguous()
     return inputs
+
+
+def repeated(inputs: Inputs, num_ads: int) -> Inputs:
+    """Inputs with a row an ad, those of the user and the context repeated."""
+    return {
+        name: x.expand(num_ads, *x.shape[1:]).contiguous() if len(x) != num_ads else x for name, x in inputs.items()
+    }

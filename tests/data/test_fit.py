@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctrkit.data import columns, source
 from ctrkit.data import fit as fit_module
-from ctrkit.data import source
 from ctrkit.data.fit import Fitted, KeyCounts, fit
 from ctrkit.data.split import open_split
 from ctrkit.encoding import Buckets, HashBuckets, Vocabulary
@@ -20,10 +20,10 @@ from ctrkit.schema import Schema
 from tests.data import small_log
 
 
-def fit_columns(tmp_path: Path, features: dict[str, dict[str, Any]], **columns: Any) -> Fitted:
+def fit_columns(tmp_path: Path, features: dict[str, dict[str, Any]], **values: Any) -> Fitted:
     """Fit on a training part of these columns; validation and test have the same values negated or another text."""
-    rows = len(next(iter(columns.values())))
-    log = pa.table({"click": [i % 2 for i in range(rows)], "user_id": [0] * rows, **columns})
+    rows = len(next(iter(values.values())))
+    log = pa.table({"click": [i % 2 for i in range(rows)], "user_id": [0] * rows, **values})
     for part in ("train", "valid", "test"):
         pq.write_table(log, tmp_path / f"{part}.parquet", row_group_size=10)
     schema = Schema.from_mapping(features, label="click", group="user_id")
@@ -190,9 +190,24 @@ def test_key_counts_are_those_of_a_counter(chunks: list[list[tuple[int, int]]], 
 
 
 def test_strings_of_equal_hash_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_module, "keys_of", lambda values, missing: np.array([len(v) for v in values], np.int64))
+    monkeypatch.setattr(columns, "text_keys", lambda texts, name: np.array([len(t) for t in texts.to_pylist()]))
+    monkeypatch.setattr(source, "CHUNK_ROWS", 7)
     fitted = fit_columns(tmp_path, {"x": {"side": "item"}}, x=["aa", "bb", "c", "bb"] * 10)
     assert fitted.warnings == ["table 'x': 1 ids share a row with another id of equal hash"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=20), max_size=6), st.integers(1, 30))
+def test_each_id_that_shares_a_key_is_counted_once(chunks: list[list[tuple[int, int]]], merge: int) -> None:
+    counts = KeyCounts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "_MERGE", merge)
+        for chunk in chunks:
+            keys, checks = (np.array([pair[i] for pair in chunk], np.int64) for i in (0, 1))
+            counts.add(keys, np.ones(len(keys), np.int64), checks)
+    counts.merge()
+    ids = {pair for chunk in chunks for pair in chunk}
+    assert counts.collisions == len(ids) - len({key for key, _ in ids})
 
 
 @pytest.mark.parametrize("label", [0, 1])

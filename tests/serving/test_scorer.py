@@ -26,7 +26,7 @@ from tests.serving.tiny import (
     columns_of,
     expected_scores,
     make_bundle,
-    make_encoding,
+    save_graph,
 )
 
 
@@ -197,14 +197,6 @@ def test_two_threads_score_and_count(scorer: Scorer) -> None:
     assert scorer.counts["age"].values == 2 + 400
 
 
-def test_external_weights_score_alike(tmp_path: Path, scorer: Scorer) -> None:
-    bundle = make_bundle(tmp_path / "external", external=True)
-    assert (bundle.directory / "model.onnx.data").stat().st_size > 0
-    np.testing.assert_array_equal(
-        Scorer.load(bundle.directory).score(USER, ITEMS, CONTEXT), scorer.score(USER, ITEMS, CONTEXT)
-    )
-
-
 def test_refuses_wrong_golden_scores(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", golden=Golden((REQUEST,), ((0.1, 0.2, 0.3, 0.4),)))
     with pytest.raises(UserError, match="bundle: golden request 0 scores"):
@@ -249,22 +241,31 @@ def test_scores_where_the_switch_for_denormals_is_not_known(scorer: Scorer, monk
 def test_takes_denormals_for_zero_and_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     """In every thread, whichever session came first."""
     weights = Weights()
-    weights.tables["age"][:] = 1e-40  # denormal, and times 1e38 no longer small
-    weights.linear[:2] = 1e38
-    request = Request({**USER, "recent_items": []}, ITEMS[:1], CONTEXT)
-    kept = expected_scores(weights, request.user, ITEMS[:1], CONTEXT)
-    weights.tables["age"][:] = 0
-    flushed = expected_scores(weights, request.user, ITEMS[:1], CONTEXT)
-    assert abs(kept - flushed).max() > 1e-4
-    weights.tables["age"][:] = 1e-40
-    scorer = Scorer.load(make_bundle(tmp_path / "b", weights, golden=Golden((request,), (tuple(flushed),))).directory)
-    scores: list[Any] = [scorer.score_request(request)]
-    thread = threading.Thread(target=lambda: scores.append(scorer.score_request(request)))
+    weights.linear[-1] = 1e38  # of bid
+    golden = Golden((Request({"age": None, "recent_items": []}, [{**ITEMS[0], "bid": None}], CONTEXT),), ((0.5,),))
+    scorer = Scorer.load(make_bundle(tmp_path / "b", weights, golden=golden).directory, verify_golden=False)
+    feeds = scorer.encode(USER, ITEMS[:1], CONTEXT)
+    scores: list[Any] = []
+    for bid in (0.0, 1e-40, 1e-37):  # the second is denormal, and times 1e38 no longer small
+        feeds["dense_item"][:, 1] = bid
+        scores.append(scorer.score_ids(feeds)[0])
+    thread = threading.Thread(target=lambda: scores.append(scorer.score_ids({**feeds, "dense_item": denormal})[0]))
+    denormal = feeds["dense_item"].copy()
+    denormal[:, 1] = 1e-40
     thread.start()
     thread.join()
-    for found in scores:
-        np.testing.assert_allclose(found, flushed, rtol=0, atol=1e-6)
+    assert scores[0] == scores[1] == scores[3] != scores[2]
     assert (np.array([1e-40], np.float32) * np.float32(1) > 0).all()
+
+
+def test_denormal_weights_are_exported_as_zero(tmp_path: Path) -> None:
+    weights = Weights()
+    weights.tables["age"][:] = 1e-40
+    weights.linear[:2] = 1e38
+    model = save_graph(tmp_path / "graph", weights)
+    stored = np.frombuffer((model / "model.onnx.data").read_bytes(), np.float32)
+    assert (stored == 0).any()
+    assert not ((stored != 0) & (np.abs(stored) < np.finfo(np.float32).tiny)).any()
 
 
 def test_imports_neither_torch_nor_pyarrow_nor_pandas() -> None:
@@ -281,24 +282,26 @@ def test_imports_neither_torch_nor_pyarrow_nor_pandas() -> None:
 
 def test_encodes_by_the_graph_contract(scorer: Scorer) -> None:
     feeds = scorer.encode(USER, ITEMS, CONTEXT)
-    encoding = make_encoding()
-    assert list(feeds) == ["ids", "recent_ids", "recent_length", "tags_ids", "tags_length", "dense"]
-    item_rows, _ = encoding.encode_sparse("item", np.array([5, 2**40, 6, 0]), np.array([False, False, False, True]))
-    np.testing.assert_array_equal(feeds["ids"][:, 1], item_rows)
-    np.testing.assert_array_equal(feeds["ids"][:, 1], [2, 5, 1, 0])
-    np.testing.assert_array_equal(feeds["recent_ids"], np.tile([4, 1, 2], (4, 1)))
-    np.testing.assert_array_equal(feeds["recent_length"], [3, 3, 3, 3])
+    assert set(feeds) == {
+        "ids_user", "recent_ids", "recent_length", "ids_context", "ids_item", "tags_ids", "tags_length", "dense_item",
+    }  # fmt: skip
+    assert feeds.keys() == scorer.inputs.keys()
+    np.testing.assert_array_equal(feeds["ids_item"][:, 0], [2, 5, 1, 0])
+    np.testing.assert_array_equal(feeds["recent_ids"], [[4, 1, 2]])
+    np.testing.assert_array_equal(feeds["recent_length"], [3])
     np.testing.assert_array_equal(feeds["tags_length"], [2, 0, 1, 0])
     assert (feeds["tags_ids"][[1, 3]] == 0).all()
-    np.testing.assert_allclose(feeds["dense"][:, 0], [-0.3, 1.5, 0.0, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(feeds["dense_item"][:, 0], [-0.3, 1.5, 0.0, -0.5], rtol=1e-6)
+    assert len(scorer.encode(USER, ITEMS, [CONTEXT] * 4)["ids_context"]) == 4
 
 
 def test_scores_ids_as_it_scores_raw_values(scorer: Scorer) -> None:
     feeds = scorer.encode(USER, ITEMS, CONTEXT)
     assert scorer.inputs.keys() == feeds.keys()
     other = {name: x.astype(np.int32) if x.dtype == np.int64 else x.astype(np.float64) for name, x in feeds.items()}
-    for inputs in (feeds, other, {name: np.asfortranarray(x) for name, x in feeds.items()}):
-        np.testing.assert_array_equal(scorer.score_ids(inputs), scorer.score(USER, ITEMS, CONTEXT))
+    repeated = {name: np.repeat(x, 4, axis=0) if len(x) == 1 else x for name, x in feeds.items()}
+    for inputs in (feeds, other, repeated, {name: np.asfortranarray(x) for name, x in feeds.items()}):
+        np.testing.assert_allclose(scorer.score_ids(inputs), scorer.score(USER, ITEMS, CONTEXT), rtol=0, atol=1e-7)
 
 
 def _changed(name: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -314,19 +317,25 @@ def _set(value: Any) -> Callable[[Any], Any]:
 
 
 REFUSED_IDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "absent": (lambda f: f.pop("dense"), "an input 'dense', which is not given"),
-    "unknown": (lambda f: f.update(age=np.zeros(1)), "no input 'age'; it takes ids, recent_ids"),
-    "floats for ids": (_changed("ids", lambda x: x.astype(np.float32)), "'ids' is int64, got float32"),
-    "ids for floats": (_changed("dense", lambda x: x.astype(np.int64)), "'dense' is float32, got int64"),
-    "one dimension": (_changed("ids", lambda x: x[:, 0]), r"'ids' has shape \[-1, 4\] \(-1 is N\), got \[4\]"),
-    "columns": (_changed("ids", lambda x: x[:, :2]), r"'ids' has shape \[-1, 4\] \(-1 is N\), got \[4, 2\]"),
-    "rows": (_changed("dense", lambda x: x[:2]), "'dense' has 2 rows, input 'ids' 4"),
-    "negative": (_changed("ids", _set(-1)), "'ids': a number is negative or beyond its table"),
-    "beyond one table": (_changed("ids", _set([0, 6, 0, 0])), "'ids': a number is negative or beyond its table"),
+    "absent": (lambda f: f.pop("dense_item"), "an input 'dense_item', which is not given"),
+    "unknown": (lambda f: f.update(age=np.zeros(1)), "no input 'age'; it takes ids_user, recent_ids"),
+    "no table": (lambda f: f.update(ads=np.zeros(4)), "'ads': the bundle has no item table"),
+    "floats for ids": (_changed("ids_item", lambda x: x.astype(np.float32)), "'ids_item' is int64, got float32"),
+    "ids for floats": (_changed("dense_item", lambda x: x.astype(np.int64)), "'dense_item' is float32, got int64"),
+    "one dimension": (_changed("ids_item", lambda x: x[:, 0]), r"has shape \[-1, 2\] \(-1 is its rows\), got \[4\]"),
+    "columns": (_changed("ids_item", lambda x: x[:, :1]), r"has shape \[-1, 2\] \(-1 is its rows\), got \[4, 1\]"),
+    "rows": (_changed("dense_item", lambda x: x[:2]), "'dense_item' has 2 rows, there are 4 in input 'ids_item'"),
+    "rows of one side": (lambda f: f.update(recent_ids=f["recent_ids"][[0, 0]]), "'recent_ids' has 2 rows, there"),
+    "context": (lambda f: f.update(ids_context=f["ids_context"][[0, 0]]), "'ids_context' has 2 rows for 4 ads"),
+    "negative": (_changed("ids_item", _set(-1)), "'ids_item': a number is negative or beyond its table"),
+    "beyond one table": (_changed("ids_item", _set([6, 0])), "'ids_item': a number is negative or beyond its table"),
     "beyond in a list": (_changed("tags_ids", _set(7)), "'tags_ids': a number is negative or beyond"),
     "too long": (_changed("recent_length", _set(4)), "'recent_length': a number is negative or beyond"),
-    "not finite": (_changed("dense", _set(np.nan)), "'dense': a number is not finite"),
-}
+    "not finite": (_changed("dense_item", _set(np.nan)), "'dense_item': a number is not finite"),
+    "too large": (
+        lambda f: f.update(dense_item=f["dense_item"].astype(np.float64) + 1e300), "'dense_item': .* is not finite",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED_IDS)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from ctrkit.bundle import Bundle, Golden, write_bundle
+from ctrkit.bundle import MODEL, WEIGHTS, Bundle, Golden, write_bundle
 from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Vocabulary
+from ctrkit.export.arrays import Layer, NetworkArrays, Reader
+from ctrkit.export.serving_graphs import write_model
+from ctrkit.export.weight_file import WeightFile
 from ctrkit.raw_values import hash_strings
 from ctrkit.request import Request
-from ctrkit.schema import Schema
+from ctrkit.schema import Schema, SequenceFeature, table_of
 
 DIM = 2
 ITEM_IDS = (5, 7, 900, 2**40)
@@ -76,78 +77,29 @@ class Weights:
         self.bias = np.array([0.1], np.float32)
 
 
-def save_graph(directory: Path, weights: Weights, *, external: bool = False) -> Path:
-    """Write model.onnx after the graph contract, and model.onnx.data if external."""
-    nodes, initializers, inputs = [], [], []
-
-    def constant(name: str, value: npt.NDArray[Any]) -> str:
-        initializers.append(numpy_helper.from_array(value, name))
-        return name
-
+def arrays(weights: Weights) -> NetworkArrays:
+    """What the exporter would make of a network with these weights."""
+    first_row, start = {}, 0
     for name, table in weights.tables.items():
-        constant(f"table_{name}", table)
-    pooled = []
-    single = [f for f in SCHEMA.sparse_features if f.kind != "sequence"]
-    inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", len(single)]))
-    for feature in SCHEMA.sparse_features:
-        name = feature.name
-        if feature.kind != "sequence":
-            column = constant(f"column_{name}", np.array(single.index(feature), np.int64))
-            nodes.append(helper.make_node("Gather", ["ids", column], [f"row_{name}"], axis=1))
-            nodes.append(helper.make_node("Gather", [f"table_{name}", f"row_{name}"], [f"x_{name}"], axis=0))
-        else:
-            inputs.append(helper.make_tensor_value_info(f"{name}_ids", TensorProto.INT64, ["N", feature.max_len]))
-            inputs.append(helper.make_tensor_value_info(f"{name}_length", TensorProto.INT64, ["N"]))
-            nodes += _pooling(name, feature.table or name, feature.max_len, feature.pooling, constant)
-        pooled.append(f"x_{name}")
-    inputs.append(helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["N", len(SCHEMA.dense_features)]))
-    constant("linear", weights.linear)
-    constant("bias", weights.bias)
-    flat = constant("flat", np.array([-1], np.int64))
-    nodes += [
-        helper.make_node("Concat", [*pooled, "dense"], ["x"], axis=1),
-        helper.make_node("Gemm", ["x", "linear", "bias"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["p"]),
-        helper.make_node("Reshape", ["p", flat], ["probability"]),
-    ]
-    output = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N"])
-    graph = helper.make_graph(nodes, "tiny", inputs, [output], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+        first_row[name] = start
+        start += len(table)
+    readers, rows = {}, {}
+    for i, feature in enumerate(SCHEMA.sparse_features):
+        pooling = feature.pooling if isinstance(feature, SequenceFeature) else None
+        readers[feature.name] = Reader(DIM, first_row[table_of(feature)], pooling)
+        rows[feature.name] = slice(i * DIM, (i + 1) * DIM)
+    end = len(readers) * DIM
+    rows |= {feature.name: slice(end + i, end + i + 1) for i, feature in enumerate(SCHEMA.dense_features)}
+    stack = np.concatenate(list(weights.tables.values()))
+    return NetworkArrays(SCHEMA, {DIM: stack}, readers, (Layer(weights.linear, weights.bias),), rows)
+
+
+def save_graph(directory: Path, weights: Weights) -> Path:
+    """Write model.onnx after the graph contract, and its weights."""
     directory.mkdir(parents=True, exist_ok=True)
-    if external:
-        onnx.save_model(
-            model, directory / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=64
-        )
-    else:
-        onnx.save_model(model, directory / "model.onnx")
+    with WeightFile(directory / WEIGHTS, inline=64) as file:
+        write_model(arrays(weights), file, directory / MODEL)
     return directory
-
-
-def _pooling(name: str, table: str, max_len: int, pooling: str, constant: Any) -> list[Any]:
-    """x = sum over positions < length of table[ids], divided by max(length, 1) for the mean."""
-    positions = constant(f"positions_{name}", np.arange(max_len, dtype=np.int64)[None])
-    last = constant(f"last_{name}", np.array([1], np.int64))
-    axis = constant(f"axis_{name}", np.array([1], np.int64))
-    nodes = [
-        helper.make_node("Gather", [f"table_{table}", f"{name}_ids"], [f"e_{name}"], axis=0),
-        helper.make_node("Unsqueeze", [f"{name}_length", last], [f"l_{name}"]),
-        helper.make_node("Less", [positions, f"l_{name}"], [f"less_{name}"]),
-        helper.make_node("Cast", [f"less_{name}"], [f"mask_{name}"], to=TensorProto.FLOAT),
-        helper.make_node(
-            "Unsqueeze", [f"mask_{name}", constant(f"two_{name}", np.array([2], np.int64))], [f"m_{name}"]
-        ),
-        helper.make_node("Mul", [f"e_{name}", f"m_{name}"], [f"em_{name}"]),
-    ]
-    if pooling == "sum":
-        return [*nodes, helper.make_node("ReduceSum", [f"em_{name}", axis], [f"x_{name}"], keepdims=0)]
-    one = constant(f"one_{name}", np.array([1], np.int64))
-    return [
-        *nodes,
-        helper.make_node("ReduceSum", [f"em_{name}", axis], [f"s_{name}"], keepdims=0),
-        helper.make_node("Max", [f"l_{name}", one], [f"n_{name}"]),
-        helper.make_node("Cast", [f"n_{name}"], [f"nf_{name}"], to=TensorProto.FLOAT),
-        helper.make_node("Div", [f"s_{name}", f"nf_{name}"], [f"x_{name}"]),
-    ]
 
 
 def expected_scores(
@@ -206,12 +158,10 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def make_bundle(
-    directory: Path, weights: Weights | None = None, *, golden: Golden | None = None, external: bool = False
-) -> Bundle:
+def make_bundle(directory: Path, weights: Weights | None = None, *, golden: Golden | None = None) -> Bundle:
     """Write a bundle of SCHEMA at `directory`; golden scores are those computed by hand unless given."""
     weights = weights or Weights()
-    model = save_graph(directory.parent / f"{directory.name}_graph", weights, external=external)
+    model = save_graph(directory.parent / f"{directory.name}_graph", weights)
     if golden is None:
         golden = Golden((REQUEST,), (tuple(expected_scores(weights, USER, ITEMS, CONTEXT)),))
     return write_bundle(

@@ -1,0 +1,148 @@
+"""The item table of a bundle, from a file of ads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctrkit.bundle import ItemTableEntry, TablePrecision
+from ctrkit.data.columns import decoded, id_keys
+from ctrkit.data.encode import encode_feature
+from ctrkit.encoding import Encoding
+from ctrkit.errors import UserError
+from ctrkit.export.parity import Graph
+from ctrkit.export.tables import RowwiseInt8, stored
+from ctrkit.export.weight_file import without_denormals
+from ctrkit.graph import Feeds, side_features
+from ctrkit.item_table import KEYS_FILE, PART_FILE, SCALE_FILE
+from ctrkit.raw_values import Int64Array, RawType
+
+_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class AdsFile:
+    """A Parquet file with a row an ad: the column that names it, and every column of the item side.
+
+    Args:
+        path: of the file.
+        key: column that names an ad.
+        encoding: of the log that the network was trained on.
+    """
+
+    path: Path
+    key: str
+    encoding: Encoding
+
+    def check(self) -> None:
+        """Raise UserError unless the file can be read, has the columns, and names every ad once."""
+        features = self.encoding.schema.side("item")
+        if not features:
+            raise UserError('export.items: no feature has side = "item", so there is nothing to keep of an ad')
+        try:
+            names = pq.read_schema(self.path).names
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path}: no readable Parquet file of ads ({error})") from error
+        for name in (self.key, *(feature.source for feature in features)):
+            if name not in names:
+                raise UserError(f"{self.path}: has no column '{name}'; write one row an ad, with {', '.join(names)}")
+        if pq.read_metadata(self.path).num_rows == 0:
+            raise UserError(f"{self.path}: holds no ad; leave export.items out to export without an item table")
+
+    def keys(self) -> tuple[Int64Array, RawType]:
+        """64-bit key of each ad, in the order of the file, and the type of the raw ones.
+
+        Raises:
+            UserError: an ad has no key, or two have the same.
+        """
+        column = decoded(pq.read_table(self.path, columns=[self.key])[self.key].combine_chunks())
+        raw_type = self._raw_type(column.type)
+        keys_A, missing_A = id_keys(column, raw_type, self.key)
+        if missing_A.any():
+            raise UserError(f"{self.path}: row {int(missing_A.argmax())} has no '{self.key}'; every ad needs one")
+        order = np.argsort(keys_A, kind="stable")
+        twice = np.flatnonzero(keys_A[order[1:]] == keys_A[order[:-1]])
+        if len(twice):
+            ad = column[int(order[twice[0]])].as_py()
+            raise UserError(f"{self.path}: ad {ad!r} is there twice; write one row an ad")
+        return keys_A, raw_type
+
+    def _raw_type(self, kind: Any) -> RawType:
+        for feature in self.encoding.schema.features:
+            if feature.source == self.key and self.encoding.raw_types[feature.name] != "float":
+                return self.encoding.raw_types[feature.name]
+        if pa.types.is_integer(kind):
+            return "int"
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return "string"
+        raise UserError(f"{self.path}: column '{self.key}' is {kind}; an ad is named by an integer or a string")
+
+    def inputs(self) -> Iterator[Feeds]:
+        """The item inputs of the graph, some thousand ads at a time, in the order of the file."""
+        columns = sorted({feature.source for feature in self.encoding.schema.side("item")})
+        with pq.ParquetFile(self.path) as file:
+            for chunk in file.iter_batches(batch_size=_CHUNK, columns=columns):
+                yield _item_inputs(self.encoding, chunk)
+
+    def sample(self, num_ads: int, seed: int = 0) -> list[dict[str, Any]]:
+        """Raw values of some ads, as a request has them."""
+        names = sorted({self.key, *(feature.source for feature in self.encoding.schema.side("item"))})
+        table = pq.read_table(self.path, columns=names)
+        chosen = np.random.default_rng(seed).permutation(len(table))[:num_ads]
+        rows: list[dict[str, Any]] = table.take(chosen).to_pylist()
+        return rows
+
+
+def write_item_table(
+    directory: Path, ads: AdsFile, item_graph: Path, width: int, precision: TablePrecision
+) -> ItemTableEntry:
+    """Write the first layer's part of every ad, as `ctrkit.item_table` reads it; memory does not grow with the ads.
+
+    Raises:
+        UserError: the file of ads is not fit.
+    """
+    keys_A, raw_type = ads.keys()
+    directory.mkdir()
+    order = np.argsort(keys_A)
+    place_A = np.empty(len(order), np.int64)
+    place_A[order] = np.arange(len(order))
+    np.save(directory / KEYS_FILE, keys_A[order], allow_pickle=False)
+    part_AH = _new(directory / PART_FILE, precision, (len(keys_A), width))
+    scale_A1 = _new(directory / SCALE_FILE, "float32", (len(keys_A), 1)) if precision == "int8" else None
+    graph, start = Graph(item_graph), 0
+    for inputs in ads.inputs():
+        part = stored(without_denormals(graph(inputs)), precision)
+        place = place_A[start : start + len(next(iter(inputs.values())))]
+        start += len(place)
+        if isinstance(part, RowwiseInt8):
+            assert scale_A1 is not None
+            part_AH[place], scale_A1[place] = part.values_VE, part.scale_V1
+        else:
+            part_AH[place] = part
+    return ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
+
+
+def _new(path: Path, dtype: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def _item_inputs(encoding: Encoding, chunk: pa.RecordBatch) -> Feeds:
+    features = side_features(encoding.schema, "item")
+    found = {f.name: encode_feature(encoding, f, chunk.column(f.source))[0] for f in encoding.schema.side("item")}
+    feeds: Feeds = {}
+    if features.single:
+        feeds["ids_item"] = np.stack([found[name].to_numpy().astype(np.int64) for name in features.single], axis=1)
+    for feature in features.sequences:
+        offsets = found[feature.name].offsets.to_numpy()
+        length_N = np.diff(offsets).astype(np.int64)
+        ids_NL = np.zeros((len(chunk), feature.max_len), np.int64)
+        ids_NL[np.arange(feature.max_len) < length_N[:, None]] = found[feature.name].values.to_numpy()
+        feeds |= {f"{feature.name}_ids": ids_NL, f"{feature.name}_length": length_N}
+    if features.dense:
+        feeds["dense_item"] = np.stack([found[name].to_numpy() for name in features.dense], axis=1)
+    return feeds

@@ -1,0 +1,227 @@
+"""Brings a version into service: checked in a process of its own, loaded by each worker in turn, then served by all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctrkit_serving.server.board import SCORE_EDGES
+from ctrkit_serving.server.check import run_child
+from ctrkit_serving.server.store import scan
+from ctrkit_serving.server.versions import Target
+
+if TYPE_CHECKING:
+    from ctrkit_serving.server.supervisor import Slot, Supervisor
+
+Asker = tuple[int, int, int]
+
+
+class Deployer:
+    """One version at a time. Whatever fails leaves the versions that serve as they are."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._target: Target | None = None
+        self._asked: deque[Target] = deque()
+        self._checker = 0
+        self._pipe: int | None = None
+        self._result: dict[str, Any] | None = None
+        self._deadline = 0.0
+        self._to_load: deque[Slot] | None = None
+        self._loading: Slot | None = None
+
+    def step(self, now: float) -> None:
+        """Go on, as far as nothing has to be waited for."""
+        if self._target is None:
+            target = self._asked.popleft() if self._asked else self._supervisor.versions.wanted()
+            if target is not None:
+                self._begin(target, now)
+        elif self._checker and now > self._deadline:
+            limit = self._supervisor.settings.check_timeout_s
+            self._result = {"ok": False, "reason": f"its check took longer than {limit:g} s"}
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._checker, signal.SIGKILL)
+        elif self._to_load is not None:
+            self._load_next()
+
+    def stop(self) -> None:
+        """End a check that is under way."""
+        if self._checker:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._checker, signal.SIGKILL)
+
+    # what is asked
+
+    def ask(self, asker: Asker, call: dict[str, Any]) -> None:
+        """A management call, whose token a worker has checked."""
+        supervisor, versions = self._supervisor, self._supervisor.versions
+        versions.see(scan(supervisor.settings.models_dir))
+        if call["ask"] == "index":
+            supervisor.reply(asker, 200, versions.index(ready=call["ready"], busy=self._target))
+            return
+        name, parameters = call["name"], call["parameters"]
+        if call["ask"] == "load":
+            self._ask_load(asker, name, parameters)
+        elif name not in versions.serving:
+            supervisor.reply(asker, 404, {"error": f"no model '{name}' serves"})
+        elif len(versions.serving) == 1:
+            supervisor.reply(asker, 400, {"error": f"'{name}' is the last model; stop the server instead"})
+        else:
+            versions.unload(name)
+            supervisor.publish()
+            supervisor.log("unloaded", model=name)
+            supervisor.reply(asker, 200, {})
+
+    def _ask_load(self, asker: Asker, name: str, parameters: dict[str, Any]) -> None:
+        """Load the version named, and stay with it; without one, the highest, and follow new ones again."""
+        supervisor, versions = self._supervisor, self._supervisor.versions
+        unknown = parameters.keys() - {"version", "allow_other_signature"}
+        given, other = parameters.get("version"), parameters.get("allow_other_signature", False)
+        on_disk = versions.disk.get(name, {})
+        if unknown or not isinstance(other, bool) or not (given is None or str(given).isdigit()):
+            supervisor.reply(asker, 400, {"error": "parameters are version (a number) and allow_other_signature"})
+            return
+        number = int(str(given)[:19]) if given is not None else max(on_disk, default=0)
+        found = versions.loaded.get((name, number)) or on_disk.get(number)
+        if found is None:
+            listed = ", ".join(map(str, sorted(on_disk))) or "none"
+            supervisor.reply(asker, 404, {"error": f"model '{name}' has no such version on the disk; it has {listed}"})
+            return
+        versions.off.discard(name)
+        versions.rejected.pop((name, number), None)
+        versions.pins.pop(name, None)
+        if given is not None:
+            versions.pins[name] = number
+        if versions.serving.get(name) == number:
+            supervisor.reply(asker, 200, {})
+        elif self._target is not None and self._target.key == (name, number):
+            self._target.askers.append(asker)
+        else:
+            self._asked.append(Target(found, not other, [asker]))
+
+    # the stages
+
+    def _begin(self, target: Target, now: float) -> None:
+        supervisor, versions = self._supervisor, self._supervisor.versions
+        self._target = target
+        if target.key in versions.loaded:  # it stands by: nothing to check, nothing to load
+            self._serve()
+            return
+        row = versions.free_row()
+        if row is None:
+            self._fail("too many versions are loaded; unload a model")
+            return
+        versions.rows[target.key] = row
+        name = target.found.name
+        serving = versions.serving.get(name)
+        arguments = {
+            "name": name, "version": target.found.version, "path": target.found.path,
+            "serving": None if serving is None else (serving, versions.loaded[name, serving].path),
+            "same_signature": target.same_signature,
+        }  # fmt: skip
+        supervisor.log("checking", model=name, version=target.found.version)
+        self._pipe, writing = os.pipe()
+        pid = supervisor.fork()
+        if pid == 0:
+            try:
+                run_child(writing, supervisor.settings, arguments)
+            finally:
+                os._exit(0)
+        os.close(writing)
+        self._checker, self._result = pid, None
+        self._deadline = now + supervisor.settings.check_timeout_s
+
+    def checker_ended(self, pid: int, status: int) -> None:
+        """The checking process has ended: well, or not."""
+        if pid != self._checker or self._pipe is None:
+            return
+        self._checker = 0
+        text = os.read(self._pipe, 65536)
+        os.close(self._pipe)
+        self._pipe = None
+        result = self._result or (json.loads(text) if text else None)
+        if result is None:
+            ended = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
+            result = {"ok": False, "reason": f"its check crashed ({ended}): out of memory, or a broken graph"}
+        if not result["ok"]:
+            self._fail(result["reason"])
+            return
+        target = self._target
+        assert target is not None
+        row = self._supervisor.versions.rows[target.key]
+        self._supervisor.board.clear_row(row, self._reference(target))
+        self._supervisor.board.shared["accepted"] += 1
+        self._supervisor.log("checked", model=target.found.name, version=target.found.version, **result)
+        self._to_load = deque(self._supervisor.ready_slots())
+        self._load_next()
+
+    def _reference(self, target: Target) -> Any:
+        """Scores so far of the version that serves: what the new one's drift is told from."""
+        versions, board = self._supervisor.versions, self._supervisor.board
+        serving = versions.serving.get(target.found.name)
+        if serving is None:
+            return np.zeros(len(SCORE_EDGES) + 1, np.int64)
+        return board.row_totals(versions.rows[target.found.name, serving])["scores"]
+
+    def _load_next(self) -> None:
+        """Have the next worker load it; one at a time, so that the others have their cores to themselves."""
+        if self._loading is not None or self._to_load is None:
+            return
+        target, supervisor = self._target, self._supervisor
+        assert target is not None
+        while self._to_load:
+            slot = self._to_load.popleft()
+            version = {
+                "name": target.found.name, "version": target.found.version, "path": str(target.found.path),
+                "row": supervisor.versions.rows[target.key],
+            }  # fmt: skip
+            if supervisor.send(slot, {"do": "prepare", "version": version}):
+                self._loading = slot
+                return
+        self._serve()
+
+    def heard(self, slot: Slot, message: dict[str, Any]) -> None:
+        """A worker has loaded it, or has failed to."""
+        if slot is not self._loading or self._target is None:
+            return
+        if message["did"] == "fail" and (message["name"], message["version"]) == self._target.key:
+            self._fail(message["reason"])
+        elif message["did"] == "prepare":
+            self._loading = None
+            self._load_next()
+
+    def lost(self, slot: Slot) -> None:
+        """A worker died: its successor loads what serves by then."""
+        if slot is self._loading:
+            self._loading = None
+        if self._to_load is not None and slot in self._to_load:
+            self._to_load.remove(slot)
+
+    def _serve(self) -> None:
+        target, supervisor = self._target, self._supervisor
+        assert target is not None
+        supervisor.versions.serve(target)
+        supervisor.publish()
+        supervisor.log("serving", model=target.found.name, version=target.found.version)
+        self._finish(200, {})
+
+    def _fail(self, reason: str) -> None:
+        target, supervisor = self._target, self._supervisor
+        assert target is not None
+        supervisor.versions.reject(target, reason)
+        supervisor.board.shared["rejected"] += 1
+        supervisor.publish()  # workers that have loaded it already let it go
+        supervisor.log("rejected", model=target.found.name, version=target.found.version, reason=reason)
+        self._finish(400, {"error": reason})
+
+    def _finish(self, status: int, answer: dict[str, Any]) -> None:
+        assert self._target is not None
+        for asker in self._target.askers:
+            self._supervisor.reply(asker, status, answer)
+        self._target = self._to_load = self._loading = None

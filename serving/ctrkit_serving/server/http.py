@@ -1,0 +1,334 @@
+"""HTTP/1.1 on asyncio: what llhttp (by httptools) parses, checked, limited, answered in order."""
+
+import asyncio
+import email.utils
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+
+from ctrkit_serving.server.protocol import RequestError
+from ctrkit_serving.server.settings import Settings
+
+MAX_HEAD = 32 * 1024
+MAX_HEADERS = 100
+MAX_PIPELINED = 8
+MAX_READ = 2**18
+"""What asyncio reads at a time."""
+LINGER_S = 1.0
+"""After an answer that ends a connection, what still arrives is read and dropped for so long: closing at once would
+reset the connection, and the answer with it."""
+
+MOMENT_S = 0.05
+"""While the server drains, a connection without a request is closed after so long."""
+
+_HEADS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_connection", "answer", "arrived", "body", "headers", "keep_alive", "method", "path")
+
+    def __init__(self, connection: "Connection", method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
+        self._connection = connection
+        self.method, self.path, self.headers = method, path, headers
+        self.arrived = time.monotonic()
+        self.body = b""
+        self.keep_alive = True
+        self.answer: bytes | None = None
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        content_type: bytes = b"application/json",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Answer; later calls are ignored."""
+        if self.answer is not None:
+            return
+        close = not self.keep_alive or self._connection.server.closing
+        head = [
+            _HEADS[status], b"Content-Type: ", content_type, b"\r\nContent-Length: ", str(len(body)).encode(),
+            b"\r\nDate: ", self._connection.server.date, b"\r\n",
+        ]  # fmt: skip
+        for name, value in (extra or {}).items():
+            head.append(f"{name}: {value}\r\n".encode())
+        head.append(b"Connection: close\r\n\r\n" if close else b"\r\n")
+        if close:
+            self.keep_alive = False
+        if self.method != b"HEAD":
+            head.append(body)
+        self.answer = b"".join(head)
+        self._connection.flush()
+
+    def respond_json(self, status: int, content: Any, extra: Mapping[str, Any] | None = None) -> None:
+        """Answer with JSON."""
+        self.respond(status, json.dumps(content).encode(), extra=extra)
+
+    def respond_error(self, error: RequestError) -> None:
+        """Answer with an error, as the protocol has it."""
+        extra: dict[str, Any] = {} if error.retry_after is None else {"Retry-After": error.retry_after}
+        if error.status == 401:
+            extra["WWW-Authenticate"] = "Bearer"
+        self.respond_json(error.status, {"error": str(error)}, extra)
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is nobody left to answer."""
+        return self._connection.gone
+
+
+class HttpServer:
+    """Connections of one worker.
+
+    Args:
+        settings: limits and timeouts.
+        early: called when the head of a request is there; raises RequestError to refuse it before its body.
+        handle: called with a whole request; answers it now or later.
+        refused: called with the error of each request that never reached `handle`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        early: Callable[[Exchange], None],
+        handle: Callable[[Exchange], None],
+        refused: Callable[[RequestError], None],
+    ) -> None:
+        self.settings, self.early, self.handle, self.refused = settings, early, handle, refused
+        self.connections: set[Connection] = set()
+        self.closing = False
+        """Whether every answer from now on ends its connection."""
+        self.date = b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Do what time brings, about once a second: the date, connections that are idle or too slow."""
+        self.date = email.utils.formatdate(usegmt=True).encode()
+        now = time.monotonic()
+        for connection in list(self.connections):
+            connection.check_time(now)
+
+    def close_idle(self) -> None:
+        """Close connections that have had no request for a moment."""
+        now = time.monotonic()
+        for connection in list(self.connections):
+            connection.close_if_idle(now, MOMENT_S)
+
+
+class Connection(asyncio.Protocol):
+    """One connection: parses requests, answers them in their order."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self.gone = False
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._exchanges: deque[Exchange] = deque()
+        self._current: Exchange | None = None
+        self._failed: RequestError | None = None
+        self._refusal: RequestError | None = None
+        self._deaf = self._eof = False
+        self._ending: float | None = None
+        self._since = time.monotonic()
+        self._paused = False
+        self._start()
+
+    def _start(self) -> None:
+        """Make ready for the next request of the connection."""
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._chunks: list[bytes] = []
+        self._head_bytes = self._head_lines = self._body_bytes = self._unparsed = 0
+        self._in_request = False
+        self._refusal = None
+        self._current = None
+
+    # of asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self.gone = True
+        self.server.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived."""
+        if self._deaf:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._failed = self._failed or RequestError(400, "bad_request", "upgrades are not supported")
+        except httptools.HttpParserError as error:  # also what a callback below raised
+            self._failed = self._failed or RequestError(400, "bad_request", f"not HTTP/1.1: {error}")
+        if self._failed is None and self._in_request and self._current is None:
+            self._unparsed += len(data)
+            if self._unparsed > 2 * MAX_HEAD + MAX_READ:
+                self._failed = RequestError(431, "too_large", f"headers of more than {MAX_HEAD} bytes")
+        if self._failed is not None:
+            self._fail(self._failed)
+
+    def eof_received(self) -> bool:
+        """Keep the connection for answers that are under way; the last of them ends it."""
+        self._eof = True
+        if self._in_request and not self._deaf:
+            self._fail(RequestError(400, "bad_request", "the connection ended before the request did"))
+        return bool(self._exchanges) and self._ending is None
+
+    def pause_writing(self) -> None:
+        """Read no more from a client that does not read."""
+        self._pause(True)
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._pause(len(self._exchanges) > MAX_PIPELINED)
+
+    # of httptools: what these raise ends `feed_data`
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._start()
+        self._in_request = True
+        self._since = time.monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        """Its target."""
+        self._url += url
+        if len(self._url) > 8192:
+            self._stop(RequestError(414, "too_large", "the path has more than 8192 bytes"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers, or of the trailers behind its body, which nobody needs."""
+        self._head_bytes += len(name) + len(value)
+        self._head_lines += 1
+        if self._head_lines > MAX_HEADERS or self._head_bytes > MAX_HEAD:
+            self._stop(RequestError(431, "too_large", f"more than {MAX_HEADERS} headers or {MAX_HEAD} bytes of them"))
+        if self._current is None:
+            self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Its head is there: refuse it early, or wait for its body."""
+        headers = self._headers
+        exchange = Exchange(self, self._parser.get_method(), self._url.partition(b"?")[0], headers)
+        exchange.keep_alive = self._parser.should_keep_alive()
+        self._current = exchange
+        self._exchanges.append(exchange)
+        length = headers.get(b"content-length", b"0")
+        limit = self.server.settings.max_body
+        if int(length) > limit:
+            self._stop(RequestError(413, "too_large", f"a body of {int(length)} bytes; this server takes {limit}"))
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            self._stop(RequestError(415, "bad_request", "compressed bodies are not supported"))
+        try:
+            self.server.early(exchange)
+        except RequestError as error:
+            self._refusal = error  # answered once its body has been read and dropped
+        if headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
+            if self._refusal is not None:
+                self._stop(self._refusal)
+            if len(self._exchanges) == 1:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A part of its body."""
+        self._body_bytes += len(body)
+        if self._body_bytes > self.server.settings.max_body:
+            limit = self.server.settings.max_body
+            self._stop(RequestError(413, "too_large", f"a body of more than {limit} bytes"))
+        if self._refusal is None:
+            self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        exchange, refusal = self._current, self._refusal
+        assert exchange is not None
+        exchange.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._start()
+        self._since = time.monotonic()
+        if refusal is not None:
+            self.server.refused(refusal)
+            exchange.respond_error(refusal)
+        else:
+            self.server.handle(exchange)
+        if len(self._exchanges) > MAX_PIPELINED:
+            self._pause(True)
+
+    # of this module
+
+    def flush(self) -> None:
+        """Write the answers whose turn it is."""
+        transport, exchanges = self._transport, self._exchanges
+        while exchanges and exchanges[0].answer is not None and transport is not None and not self.gone:
+            exchange = exchanges.popleft()
+            assert exchange.answer is not None
+            transport.write(exchange.answer)
+            if not exchange.keep_alive:
+                self._end()
+                return
+        if self._eof and not exchanges and transport is not None:
+            transport.close()
+        elif self._paused and len(exchanges) <= MAX_PIPELINED:
+            self._pause(False)
+
+    def check_time(self, now: float) -> None:
+        """End the connection if its time is over."""
+        settings = self.server.settings
+        if self._ending is not None:
+            if now - self._ending > LINGER_S and self._transport is not None:
+                self._transport.abort()
+        elif self._in_request and now - self._since > settings.request_timeout_s:
+            self._fail(RequestError(408, "timeout", "the request did not arrive in time"))
+        elif not self._in_request and not self._exchanges and now - self._since > settings.idle_timeout_s:
+            self.close_if_idle(now, 0.0)
+
+    def close_if_idle(self, now: float, moment: float) -> None:
+        """Close if no request is under way, nor was a moment ago."""
+        idle = not self._in_request and not self._exchanges and now - self._since >= moment
+        if idle and self._transport is not None:
+            self._transport.close()
+
+    def _stop(self, error: RequestError) -> None:
+        self._failed = error
+        raise error
+
+    def _fail(self, error: RequestError) -> None:
+        """Answer what cannot be parsed or has grown too large, and end: where the next request begins is not known."""
+        self.server.refused(error)
+        exchange = self._current
+        if exchange is None:
+            exchange = Exchange(self, b"", b"", {})
+            self._exchanges.append(exchange)
+        self._in_request = False
+        exchange.keep_alive = False
+        self._failed = None
+        self._deaf = True  # answers of earlier requests come first; nothing more is read
+        exchange.respond_error(error)
+
+    def _end(self) -> None:
+        self._exchanges.clear()
+        self._in_request = False
+        self._deaf = True
+        self._ending = time.monotonic()
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _pause(self, pause: bool) -> None:
+        if self._transport is None or self._paused == pause or self._transport.is_closing():
+            return
+        self._paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()

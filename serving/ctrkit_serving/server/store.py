@@ -1,0 +1,49 @@
+"""The folder of versions: MODELS_DIR/NAME/VERSION/, each a bundle."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctrkit.bundle import MANIFEST
+from ctrkit_serving.server.settings import MODEL_NAME
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+Identity = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A version on the disk."""
+
+    name: str
+    version: int
+    path: Path
+    identity: Identity
+    """Of its manifest: inode, time, size; another one is another bundle."""
+
+
+def scan(models_dir: Path) -> dict[str, dict[int, Found]]:
+    """Versions by model and number. A folder without a manifest is not there yet; other names are nobody's."""
+    found: dict[str, dict[int, Found]] = {}
+    for name in _folders(models_dir):
+        if not MODEL_NAME.fullmatch(name):
+            continue
+        for number in _folders(models_dir / name):
+            path = models_dir / name / number
+            try:
+                status = (path / MANIFEST).stat()
+            except OSError:
+                continue
+            if _VERSION.fullmatch(number):
+                identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+                found.setdefault(name, {})[int(number)] = Found(name, int(number), path, identity)
+    return found
+
+
+def _folders(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
