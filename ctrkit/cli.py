@@ -201,11 +201,8 @@ def _open_run(options: argparse.Namespace, recipe_path: Path, *, beyond_training
             print(line, file=sys.stderr, flush=True)
 
     run = Run(recipe, options.out or Path("runs") / recipe.name, quiet=options.quiet, say=say)
-    if beyond_training and run.ranks.size > 1:
-        for model in recipe.models:
-            run.train(model)
-        if run.ranks.rank > 0:
-            raise SystemExit(0)
+    if beyond_training and run.ranks.size > 1 and not run.train_all():
+        raise SystemExit(0)
     return run
 
 
@@ -237,6 +234,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--model {options.model}: not in [models]: {sorted(run.recipe.models)}")
     models = [options.model] if options.model else list(run.recipe.models)
     results = {model: run.train(model) for model in models}
+    run.ranks.leave()
     lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]
     return {"models": results, "text": "\n".join(lines)}
 

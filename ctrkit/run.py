@@ -113,6 +113,14 @@ class Run:
             self._results[model] = self._train(model)
         return self._results[model]
 
+    def train_all(self) -> bool:
+        """Train all models; whether this process goes on: of several ranks the first does, by itself."""
+        for model in self.recipe.models:
+            self.train(model)
+        first = self.ranks.rank == 0
+        self.ranks = self.ranks.leave()
+        return first
+
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
         fingerprint = self._model_fingerprint(model)
