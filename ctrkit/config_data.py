@@ -72,6 +72,8 @@ class DataConfig(Strict):
     split: SplitByFiles | SplitByColumn | SplitByTime | SplitAtRandom = Field(
         default=SplitByFiles(), discriminator="by"
     )
+    skip_unreadable: bool = False
+    """Leave out damaged row groups of Parquet, named and counted, in place of an error; reads the log once more."""
     row_group_rows: Annotated[int, Field(ge=1, le=10**7)] = 65_536
     """Rows of a row group of the prepared log: the unit of shuffling and of resuming."""
 

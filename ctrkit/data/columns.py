@@ -53,7 +53,7 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
         if feature.name in RESERVED or "/" in feature.name:
             raise UserError(f"features.{feature.name}: the name is used for something else; give another and `column`")
     for column in schema.slices:
-        kind = _decoded(log.schema.field(column).type)
+        kind = decoded_type(log.schema.field(column).type)
         if pa.types.is_nested(kind):
             raise UserError(f"columns.slices: '{column}' is {kind}; a slice has one value a row")
     if schema.time is not None:
@@ -85,12 +85,12 @@ def raw_types_of(log: ClickLog, schema: Schema) -> dict[str, RawType]:
 
 
 def _raw_type(feature: Feature, kind: pa.DataType) -> RawType:
-    kind = _decoded(kind)
+    kind = decoded_type(kind)
     where = f"feature '{feature.name}' (column '{feature.source}', {kind})"
     if isinstance(feature, SequenceFeature):
         if not is_list(kind):
             raise UserError(f'{where} is declared kind = "sequence", but is no list; CSV has none, Parquet does')
-        kind = _decoded(kind.value_type)
+        kind = decoded_type(kind.value_type)
         if is_list(kind):
             raise UserError(f"{where}: a list of lists is too deep; flatten it")
     elif is_list(kind):
@@ -116,7 +116,8 @@ def _is_view(kind: pa.DataType) -> bool:
     return bool(kind == pa.string_view())
 
 
-def _decoded(kind: pa.DataType) -> pa.DataType:
+def decoded_type(kind: pa.DataType) -> pa.DataType:
+    """The type itself, or that of a dictionary's values."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +14,26 @@ from ctrkit.data.locate import Format, format_of, partition_of
 from ctrkit.errors import UserError
 
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
+_CHECKED_ROWS = 1 << 16
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What Arrow raises of a file that it cannot read."""
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row group that cannot be read, or a whole file."""
+
+    file: str
+    row_group: int | None
+    """From 0; None for a file whose footer cannot be read."""
+    rows: int | None
+    """None where nothing says how many."""
+    why: str
+
+    def __str__(self) -> str:
+        where = self.file if self.row_group is None else f"{self.file}, row group {self.row_group}"
+        return f"{where}{'' if self.rows is None else f' ({self.rows:,} rows)'}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -46,18 +66,29 @@ class LogFile:
         """Each row group of a Parquet file by itself; a CSV file is one piece."""
         if self.row_group_rows is None:
             return [self]
-        return [replace(self, row_groups=(i,)) for i in range(len(self.row_group_rows))]
+        read = range(len(self.row_group_rows)) if self.row_groups is None else self.row_groups
+        return [replace(self, row_groups=(i,)) for i in read]
+
+    def runs(self) -> Iterator[tuple[int, "LogFile"]]:
+        """Row groups that follow one another, with the row of the file that each run begins with."""
+        if self.row_group_rows is None or self.row_groups is None:
+            yield 0, self
+            return
+        first_row = [0, *accumulate(self.row_group_rows)]
+        for _, run in groupby(enumerate(self.row_groups), lambda pair: pair[1] - pair[0]):
+            groups = tuple(group for _, group in run)
+            yield first_row[groups[0]], replace(self, row_groups=groups)
 
     def batches(self, columns: Sequence[str], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
         """Read `columns`, of the types in `schema`, in row order, at most `rows` rows at a time.
 
         Raises:
-            UserError: the file is damaged, or a value does not fit its column's type.
+            UserError: the file is damaged (file and row group named), or a value does not fit its column's type.
         """
-        inside = [name for name in columns if name not in self.partition]
+        inside = [name for name in columns if name not in self.partition] or self.schema.names[:1]
         done = 0
         try:
-            for batch in self._read(inside or self.schema.names[:1], schema, rows):
+            for batch in self._read(inside, schema, rows):
                 arrays = [
                     pa.repeat(pa.scalar(self.partition[name], schema.field(name).type), batch.num_rows)
                     if name in self.partition
@@ -66,8 +97,42 @@ class LogFile:
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
                 done += batch.num_rows
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(_unreadable(self.path, self.row_group_rows is None, error, done)) from error
+            if self.rows is not None and done != self.rows:
+                why, done = f"{done:,} rows, its footer says {self.rows:,}", 0  # any row group may be the short one
+                raise pa.ArrowInvalid(why)
+        except UNREADABLE as error:
+            found = next(self.unreadable(inside, after=done), None)
+            where = f"; it is row group {found.row_group} (from 0) of {len(self.row_group_rows or ())}" if found else ""
+            raise UserError(_unreadable(self.path, self.row_group_rows is None, error, done) + where) from error
+
+    def unreadable(self, columns: Sequence[str], after: int = 0) -> Iterator[Unreadable]:
+        """The row groups of a Parquet file of which a column cannot be read, those of the first `after` rows left out.
+
+        Raises:
+            UserError: the system does not let the file be read, which is no damage.
+        """
+        inside = [name for name in columns if name not in self.partition] or self.schema.names[:1]
+        end = 0
+        for piece in self.pieces() if self.row_group_rows is not None else []:
+            assert piece.row_groups is not None
+            assert piece.rows is not None
+            end += piece.rows
+            # twice, lest a network's hiccup pass for damage
+            if end > after and piece._damage(inside) and (why := piece._damage(inside)):
+                yield Unreadable(self.path, piece.row_groups[0], piece.rows, why)
+
+    def _damage(self, columns: Sequence[str]) -> str:
+        """Why it cannot be read; empty if it can."""
+        done = 0
+        try:
+            for batch in self._read(columns, self.schema, _CHECKED_ROWS):
+                batch.validate(full=True)  # texts are UTF-8, lists and dictionaries within their bounds
+                done += batch.num_rows
+        except UNREADABLE as error:
+            if is_refused(error):
+                raise UserError(_unreadable(self.path, False, error, done)) from error
+            return _first_line(error)
+        return "" if done == self.rows else f"{done:,} rows, its footer says {self.rows:,}"
 
     def _as_type(self, array: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
         try:
@@ -108,7 +173,7 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
                 schema, metadata = reader.schema_arrow, reader.metadata
                 row_group_rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
         names = schema.names  # decodes them, which fails on a header that is no UTF-8
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise UserError(_unreadable(path, is_csv, error, 0)) from error
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -138,10 +203,19 @@ def _open_csv(filesystem: Any, path: str, types: Mapping[str, pa.DataType]) -> A
 
 def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:
     """What a person needs to know of Arrow's complaint."""
-    first_line = str(error).strip().split("\n")[0].split("Invalid: ")[-1]
+    first_line = _first_line(error)
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: not written as UTF-8 ({first_line}); convert it, as `iconv -f latin1 -t utf-8` does"
     if is_csv:
         return f"{path}: {first_line}; correct that row, or write the log as Parquet, which states its types"
     after = f" after row {row:,}" if row else ""
     return f"{path}: cannot be read as Parquet{after}, truncated or damaged ({first_line}); write the file again"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split("Invalid: ")[-1]
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the system did not let a file be read, as for want of a permission: that is no damage."""
+    return isinstance(error, OSError) and error.errno is not None

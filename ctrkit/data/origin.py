@@ -12,9 +12,8 @@ from ctrkit.atomic import atomic_directory
 from ctrkit.config_data import DataConfig, SplitByFiles, SyntheticLog
 from ctrkit.data import synthetic
 from ctrkit.data.adapters import registry
-from ctrkit.data.locate import exists
+from ctrkit.data.locate import exists, find_files
 from ctrkit.data.prepared import FORMAT
-from ctrkit.data.source import open_log
 from ctrkit.data.split import find_parts
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
@@ -60,8 +59,8 @@ def find_origin(data: DataConfig) -> Origin:
         raise UserError("the recipe names no log; give data.path, or --set data.path=PATH")
     if data.adapter is not None and not _is_flat(data, data.path):
         return _raw_files(data, Path(data.path), registry.find(data.adapter))
-    files = open_log(data.path, data.format).files
-    return Origin(data, [(file.path, file.size, file.modified) for file in files])
+    files = [info for _, info in find_files(data.path, data.format)]
+    return Origin(data, [(str(info.path), info.size, info.mtime_ns or 0) for info in files])
 
 
 def _is_flat(data: DataConfig, path: str) -> bool:

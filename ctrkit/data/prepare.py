@@ -28,7 +28,7 @@ from ctrkit.data.in_order import in_order
 from ctrkit.data.origin import find_origin
 from ctrkit.data.prepared import FORMAT, PreparedLog
 from ctrkit.data.request_sample import RequestSample
-from ctrkit.data.source import Chunk
+from ctrkit.data.source import Chunk, ClickLog
 from ctrkit.data.split import PARTS, Part, SplitLog, open_split
 from ctrkit.encoding import Counts, Encoding
 from ctrkit.errors import UserError
@@ -36,6 +36,7 @@ from ctrkit.schema import Feature, Schema, SequenceFeature, table_of
 
 _GROUPS_PER_FILE = 64
 _DICTIONARY_ROWS = 4096
+_NAMED = 5  # unreadable places that the warnings name; the manifest has all
 
 
 def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool | None = None) -> PreparedLog:
@@ -55,7 +56,8 @@ def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool
     origin = find_origin(data)
     path = origin.log_path(directory.parent / "raw")
     started = time.perf_counter()
-    source = open_split(path, data, schema.time)
+    needed = {*schema.special_columns(), *(feature.source for feature in schema.features)}
+    source = open_split(path, data, schema.time, needed)
     check_columns(source.log, schema)
     with _bar("fit", source.rows(["train"]), shown) as advance:
         fitted = fit(source, schema, advance)
@@ -70,7 +72,7 @@ def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool
         requests.write(new / "requests.jsonl")
         counts = writers["train"].counts
         replace(fitted.encoding, counts=counts).save(new / "encoding")
-        content = _manifest(origin.fingerprint(schema), fitted, writers)
+        content = _manifest(origin.fingerprint(schema), fitted, writers, source.log)
         _write_manifest(new, content, time.perf_counter() - started)
     return PreparedLog.open(directory)
 
@@ -214,7 +216,7 @@ def _dictionary_columns(encoding: Encoding) -> list[str]:
     return [LABEL, *names]
 
 
-def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWriter]) -> dict[str, Any]:
+def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWriter], log: ClickLog) -> dict[str, Any]:
     parts = {
         part: {"rows": w.rows, "clicks": w.clicks, "row_groups": w.row_groups, "files": w.files}
         for part, w in writers.items()
@@ -226,8 +228,20 @@ def _manifest(fingerprint: str, fitted: Fitted, writers: Mapping[Part, _PartWrit
         "parts": parts,
         "counts": counts,
         "table_rows": fitted.encoding.num_rows(),
-        "warnings": [*fitted.warnings, *_warnings(writers)],
+        "unreadable": [asdict(lost) for lost in log.unreadable],
+        "warnings": [*_left_out(log), *fitted.warnings, *_warnings(writers)],
     }
+
+
+def _left_out(log: ClickLog) -> Iterator[str]:
+    """What was not read: so much in all, and the first places."""
+    if not log.unreadable:
+        return
+    groups = [lost for lost in log.unreadable if lost.row_group is not None]
+    counts = {"row groups": len(groups), "files": len(log.unreadable) - len(groups)}
+    what = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    yield f"{what} of the log cannot be read, {sum(lost.rows or 0 for lost in groups):,} known rows; left out"
+    yield from (f"left out: {lost}" for lost in log.unreadable[:_NAMED])
 
 
 def _warnings(writers: Mapping[Part, _PartWriter]) -> Iterator[str]:

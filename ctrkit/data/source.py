@@ -3,14 +3,14 @@
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from ctrkit.data.ahead import read_ahead
 from ctrkit.data.locate import Format, find_files, partition_of
-from ctrkit.data.log_file import LogFile, open_file
+from ctrkit.data.log_file import LogFile, Unreadable, is_refused, open_file
 from ctrkit.errors import UserError
 
 CHUNK_ROWS = 1 << 18
@@ -38,6 +38,8 @@ class ClickLog:
 
     files: tuple[LogFile, ...]
     schema: pa.Schema
+    unreadable: tuple[Unreadable, ...] = ()
+    """What was left out of it."""
 
     @property
     def rows(self) -> int | None:
@@ -55,11 +57,32 @@ class ClickLog:
 
     def _chunks(self, columns: Sequence[str], files: Sequence[LogFile]) -> Iterator[Chunk]:
         for file in files:
-            first_row = 0
-            for batch in file.batches(columns, self.schema, CHUNK_ROWS):
-                if batch.num_rows:
-                    yield Chunk(batch, file.path, first_row)
-                    first_row += batch.num_rows
+            for first_row, run in file.runs():
+                row = first_row
+                for batch in run.batches(columns, self.schema, CHUNK_ROWS):
+                    if batch.num_rows:
+                        yield Chunk(batch, file.path, row)
+                        row += batch.num_rows
+
+    def readable(self, columns: Sequence[str]) -> "ClickLog":
+        """The log without the row groups of which any of these columns cannot be read; reads them all. CSV has none.
+
+        Raises:
+            UserError: nothing is left.
+        """
+        files, unreadable = [], list(self.unreadable)
+        for file in self.files:
+            damaged = list(file.unreadable([name for name in columns if name in self.schema.names]))
+            unreadable += damaged
+            if damaged:
+                assert file.row_group_rows is not None
+                lost = {found.row_group for found in damaged}
+                file = replace(file, row_groups=tuple(set(range(len(file.row_group_rows))) - lost))
+            if file.row_groups != ():
+                files.append(file)
+        if not files:
+            raise UserError(f"no row group of the log can be read; the first is {unreadable[0]}")
+        return replace(self, files=tuple(files), unreadable=tuple(unreadable))
 
     def sample(self, rows: int) -> pa.Table:
         """About `rows` rows from places spread evenly over the log: the beginnings of row groups, or of CSV files."""
@@ -79,17 +102,35 @@ class ClickLog:
         return pa.Table.from_batches(batches, pa.schema([(f.name, f.type) for f in self.schema]))
 
 
-def open_log(paths: str | Sequence[str], format: Format = "auto") -> ClickLog:
+def open_log(paths: str | Sequence[str], format: Format = "auto", *, skip_unreadable: bool = False) -> ClickLog:
     """Open the log that lies at a path or at several: files, folders, globs or URIs.
+
+    Args:
+        paths: where it lies.
+        format: of its files; by their names if "auto".
+        skip_unreadable: leave out files that are empty or damaged, as `ClickLog.unreadable` then says.
 
     Raises:
         UserError: nothing lies there, a file is empty or damaged, or the files disagree about a column's type.
     """
     found = [item for path in ([paths] if isinstance(paths, str) else paths) for item in find_files(path, format)]
     keys = _partition_keys([info.path for _, info in found])
+
+    def opened(item: tuple[Any, Any]) -> LogFile | Unreadable:
+        try:
+            return open_file(item[0], item[1], format, keys)
+        except UserError as error:
+            if not skip_unreadable or (error.__cause__ is not None and is_refused(error.__cause__)):
+                raise
+            return Unreadable(str(item[1].path), None, None, str(error).removeprefix(f"{item[1].path}: "))
+
     with ThreadPoolExecutor(_OPENING_THREADS) as pool:  # of remote files each footer is a round trip
-        files = list(pool.map(lambda item: open_file(item[0], item[1], format, keys), found))
-    return ClickLog(tuple(files), _common_schema(files, keys))
+        items = list(pool.map(opened, found))
+    files = [item for item in items if isinstance(item, LogFile)]
+    unreadable = tuple(item for item in items if isinstance(item, Unreadable))
+    if not files:
+        raise UserError(f"no file of the log can be read; the first is {unreadable[0]}")
+    return ClickLog(tuple(files), _common_schema(files, keys), unreadable)
 
 
 def _partition_keys(paths: Sequence[str]) -> dict[str, pa.DataType]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config_data import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
+from ctrkit.data.columns import decoded_type, to_numpy
 from ctrkit.data.locate import SUFFIXES, Format, exists, filesystem_of, find_files
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
@@ -76,7 +77,7 @@ class ValueSplit:
     def row_parts(self, chunk: Chunk, row: int) -> Codes:
         """By the column's values."""
         column = chunk.columns.column(self.column).cast(self.values[0].type)
-        valid, test = (_numpy(pc.is_in(column, value_set=values)).astype(np.int8) for values in self.values)
+        valid, test = (to_numpy(pc.is_in(column, value_set=values)).astype(np.int8) for values in self.values)
         return valid + 2 * test
 
 
@@ -146,26 +147,32 @@ class SplitLog:
         return None if None in known else sum(rows for rows in known if rows is not None)
 
 
-def open_split(path: str, data: DataConfig, time: str | None) -> SplitLog:
+def open_split(path: str, data: DataConfig, time: str | None, needed: Collection[str] = ()) -> SplitLog:
     """Open the log at `path` and settle its split; by column or by time reads that column once.
+
+    If `data` says so, row groups are left out of which a column of `needed`, or the split's, cannot be read.
 
     Raises:
         UserError: no log lies there, or the split does not fit it.
     """
     match data.split:
         case SplitByFiles():
-            return _by_files(path, data, data.split)
+            return _by_files(path, data, data.split, needed)
         case SplitByColumn():
-            return _by_column(open_log(path, data.format), data.split)
+            return _by_column(_open(path, data, {*needed, data.split.column}), data.split)
         case SplitByTime():
             assert time is not None, "the recipe sees to it"
-            return _by_time(open_log(path, data.format), data.split, time)
+            return _by_time(_open(path, data, {*needed, time}), data.split, time)
         case SplitAtRandom():
             if data.split.valid + data.split.test >= 1:
                 raise UserError("data.split: valid and test together leave no row for training; lower them")
-            return SplitLog(
-                open_log(path, data.format), RandomSplit(data.split.valid, data.split.test, data.split.seed)
-            )
+            split = RandomSplit(data.split.valid, data.split.test, data.split.seed)
+            return SplitLog(_open(path, data, needed), split)
+
+
+def _open(paths: str | list[str], data: DataConfig, needed: Collection[str]) -> ClickLog:
+    log = open_log(paths, data.format, skip_unreadable=data.skip_unreadable)
+    return log.readable(sorted(needed)) if data.skip_unreadable else log
 
 
 def find_parts(path: str, format: Format, split: SplitByFiles) -> dict[Part, list[str]]:
@@ -180,7 +187,7 @@ def find_parts(path: str, format: Format, split: SplitByFiles) -> dict[Part, lis
     return found
 
 
-def _by_files(path: str, data: DataConfig, split: SplitByFiles) -> SplitLog:
+def _by_files(path: str, data: DataConfig, split: SplitByFiles, needed: Collection[str]) -> SplitLog:
     found = find_parts(path, data.format, split)
     for part, paths in found.items():
         name = getattr(split, part)
@@ -201,7 +208,7 @@ def _by_files(path: str, data: DataConfig, split: SplitByFiles) -> SplitLog:
                     "a model that is tested on what it was trained on proves nothing"
                 )
             part_by_path[info.path] = code
-    return SplitLog(open_log([paths[0] for paths in found.values()], data.format), FileSplit(part_by_path))
+    return SplitLog(_open([paths[0] for paths in found.values()], data, needed), FileSplit(part_by_path))
 
 
 def _by_column(log: ClickLog, split: SplitByColumn) -> SplitLog:
@@ -221,7 +228,7 @@ def _by_column(log: ClickLog, split: SplitByColumn) -> SplitLog:
 
 
 def _distinct(log: ClickLog, column: str) -> pa.Array:
-    distinct = pa.array([], _plain(log.schema.field(column).type))
+    distinct = pa.array([], decoded_type(log.schema.field(column).type))
     for chunk in log.chunks([column]):
         distinct = pa.concat_arrays([distinct, chunk.columns.column(column).cast(distinct.type).unique()]).unique()
         if len(distinct) > _MAX_VALUES:
@@ -288,17 +295,8 @@ def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
         times = times.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise UserError(f"{chunk.file}: time column '{column}' is {kind}; write numbers, timestamps or dates")
-    values_N = _numpy(times.fill_null(0))
-    missing_N = _numpy(times.is_null(nan_is_null=True))
+    values_N = to_numpy(times.fill_null(0))
+    missing_N = to_numpy(times.is_null(nan_is_null=True))
     if missing_N.any():
         raise UserError(f"{chunk.place(int(np.argmax(missing_N)))}: time column '{column}' is empty; drop such rows")
     return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _numpy(array: pa.Array) -> npt.NDArray[Any]:
-    out: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return out

@@ -1,9 +1,7 @@
 """Predictions in files: for every impression the label, the user, a probability, and columns to slice by."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
@@ -146,14 +144,7 @@ class Predictions:
 
     def _batches_of(self, file: LogFile, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         done = 0
-        batches = file.batches(columns, self.log.schema, rows)
-        while True:
-            try:
-                batch = next(batches, None)
-            except UserError as error:
-                raise UserError(f"{error}{_damaged_row_group(file, columns, self.log.schema, done)}") from error
-            if batch is None:
-                return
+        for batch in file.batches(columns, self.log.schema, rows):
             if batch.num_rows:
                 arrays = [self._checked(batch.column(name), name, file.path, done) for name in columns]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
@@ -199,19 +190,6 @@ def _open_parquet(path: str) -> ClickLog:
     if csv:
         raise UserError(f"{csv[0]}: predictions are Parquet, which states its types; write the file as Parquet")
     return log
-
-
-def _damaged_row_group(file: LogFile, columns: Sequence[str], schema: pa.Schema, done: int) -> str:
-    """Which row group cannot be read, after `done` rows that could: a batch may hold rows of several."""
-    assert file.row_group_rows is not None
-    first = bisect_right(list(accumulate(file.row_group_rows)), done)
-    for number, piece in list(enumerate(file.pieces()))[first:]:
-        try:
-            for _ in piece.batches(columns, schema, CHUNK_ROWS):
-                pass
-        except UserError:
-            return f"; it is row group {number} (from 0) of {len(file.row_group_rows)}"
-    return ""
 
 
 def _as_number(column: pa.Array, name: str, file: str) -> pa.Array:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.metrics.inputs import is_missing, unmasked
+from ctrkit.metrics.column import Numbered, read_column, ungroupable
+from ctrkit.metrics.inputs import is_missing
 
 
 @dataclass(frozen=True)
@@ -56,34 +57,12 @@ def group_codes(groups: Any, name: str = "groups") -> Grouping:
     Raises UserError for missing keys (count and first row), for floats, in which large ids merge, for keys that cannot
     be compared, such as lists, and for a column that is not one-dimensional.
     """
-    groups = unmasked(groups)
-    column = getattr(groups, "array", groups)  # what a pandas Series holds
-    if hasattr(column, "categories") and hasattr(column, "codes"):  # a pandas Categorical is numbered already
-        codes, categories = np.asarray(column.codes), np.asarray(column.categories)
-        _refuse_missing(codes < 0, name)
-        _refuse_floats(categories.dtype.kind == "f", name)
-        return _numbered(codes, categories)
-    arrow = arrow_column(groups, name)
-    if arrow is not None:
-        return _from_arrow(arrow, name)
-    if isinstance(groups, list | tuple):  # numpy would make [1, "1"] one type and one user
-        array = np.empty(len(groups), dtype=object)
-        array[:] = groups
-        return _from_objects(array, name)
-    array = np.asarray(groups)
-    if array.ndim != 1:
-        raise UserError(f"{name} has shape {array.shape}; give one dimension, [rows]")
-    return _from_numpy(array, name)
-
-
-def _is_arrow(groups: Any) -> bool:
-    """Whether the column speaks Arrow (pyarrow, polars, pandas strings) and Arrow is the better way to read it."""
-    if isinstance(groups, np.ndarray) or not (
-        hasattr(groups, "__arrow_c_stream__") or hasattr(groups, "__arrow_c_array__")
-    ):
-        return False
-    dtype = getattr(groups, "dtype", None)
-    return not (isinstance(dtype, np.dtype) or str(dtype) == "Object")  # polars gives the addresses of its objects
+    column = read_column(groups, name)
+    if isinstance(column, Numbered):
+        _refuse_missing(column.codes < 0, name)
+        _refuse_floats(column.values.dtype.kind == "f", name)
+        return _numbered(column.codes, column.values)
+    return _from_numpy(column, name) if isinstance(column, np.ndarray) else _from_arrow(column, name)
 
 
 def _from_numpy(array: NDArray[Any], name: str) -> Grouping:
@@ -99,7 +78,7 @@ def _from_numpy(array: NDArray[Any], name: str) -> Grouping:
     elif kind in "US":
         return _from_strings(array)
     elif kind not in "iu":
-        raise _ungroupable(array.dtype, name)
+        raise ungroupable(array.dtype, name)
     return _own_values(array)
 
 
@@ -143,22 +122,6 @@ def _from_objects(array: NDArray[Any], name: str) -> Grouping:
     return _numbered(codes, names)
 
 
-def arrow_column(groups: Any, name: str) -> Any:
-    """The column as Arrow's ChunkedArray, extension types as what they store; None where `_is_arrow` is false."""
-    if not _is_arrow(groups):
-        return None
-    import pyarrow as pa
-
-    try:
-        if not isinstance(groups, pa.ChunkedArray):
-            groups = pa.chunked_array(groups if hasattr(groups, "__arrow_c_stream__") else [pa.array(groups)])
-        if isinstance(groups.type, pa.BaseExtensionType):
-            groups = groups.cast(groups.type.storage_type)
-    except (pa.ArrowException, TypeError) as error:
-        raise _ungroupable(getattr(groups, "dtype", type(groups).__name__), name) from error
-    return groups
-
-
 def _from_arrow(column: Any, name: str) -> Grouping:
     import pyarrow as pa
 
@@ -173,7 +136,7 @@ def _from_arrow(column: Any, name: str) -> Grouping:
     try:
         encoded = column if is_dictionary else column.dictionary_encode()
     except pa.ArrowNotImplementedError as error:
-        raise _ungroupable(column.type, name) from error
+        raise ungroupable(column.type, name) from error
     return _from_dictionary(encoded.unify_dictionaries().combine_chunks(), name)
 
 
@@ -202,10 +165,6 @@ def _renumber(array: NDArray[Any]) -> Grouping:
 def _unique(array: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
     names, codes = np.unique(array, return_inverse=True)
     return codes, names
-
-
-def _ungroupable(kind: Any, name: str) -> UserError:
-    return UserError(f"{name}: keys of type {kind} cannot be grouped; give integers or strings")
 
 
 def _refuse_floats(floats: bool, name: str) -> None:

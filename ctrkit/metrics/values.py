@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.metrics.grouping import arrow_column, group_codes
-from ctrkit.metrics.inputs import is_missing, unmasked
+from ctrkit.metrics.column import Numbered, read_column
+from ctrkit.metrics.grouping import group_codes
+from ctrkit.metrics.inputs import is_missing
 
 Numbers = NDArray[np.int64]
 
@@ -18,22 +19,11 @@ def distinct_values(column: Any, name: str = "column") -> tuple[Numbers, list[An
     Columns of any type: numpy, pandas, Arrow, lists; None, null, NaN and NaT are missing. A value may have two numbers.
     Raises UserError for values that cannot be told apart, such as lists.
     """
-    column = unmasked(column)
-    inner = getattr(column, "array", column)  # what a pandas Series holds
-    if hasattr(inner, "categories") and hasattr(inner, "codes"):
-        values = [*np.asarray(inner.categories).tolist(), None]
-        return np.asarray(inner.codes).astype(np.int64) % len(values), values  # -1, missing, is the last one
-    arrow = arrow_column(column, name)
-    if arrow is not None:
-        return _of_arrow(arrow, name)
-    if isinstance(column, list | tuple):  # numpy would make [1, "1"] one type and one value
-        array = np.empty(len(column), dtype=object)
-        array[:] = column
-    else:
-        array = np.asarray(column)
-    if array.ndim != 1:
-        raise UserError(f"{name} has shape {array.shape}; give one dimension, [rows]")
-    return _of_numpy(array, name)
+    found = read_column(column, name)
+    if isinstance(found, Numbered):
+        values = [*found.values.tolist(), None]
+        return found.codes.astype(np.int64) % len(values), values  # -1, missing, is the last one
+    return _of_numpy(found, name) if isinstance(found, np.ndarray) else _of_arrow(found, name)
 
 
 def rows_of_values(number: Numbers, values: list[Any]) -> dict[Any, int]:

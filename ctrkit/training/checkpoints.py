@@ -517,7 +517,7 @@ def _complete(new: Path, target: Path, files: dict[str, Any], step: int, values:
     _write_file(new / _VALUES, content)
     files[_VALUES] = {"bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}
     manifest = {"step": step, "best": best, "files": files}
-    new.rename(target); target.rename(new); _write_file(new / _MANIFEST, json.dumps({**manifest, "crc32": _manifest_checksum(manifest)}, indent=1).encode())
+    _write_file(new / _MANIFEST, json.dumps({**manifest, "crc32": _manifest_checksum(manifest)}, indent=1).encode())
     _sync(new)
     new.rename(target)
     _sync(target.parent)

@@ -176,7 +176,7 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "column missing in one file": (without_column_in_one_file, r"test\.parquet has no column 'price'"),
     "column of two types": (
         other_type_in_one_file,
-        "column 'item_id' is string in .*, but int64 in .*; write it with one type",
+        "column 'item_id' is int64 in .*, but string in .*; write it with one type",
     ),
     "column of two types, one too narrow": (
         large_integers_beside_floats,
