@@ -7,15 +7,14 @@ fast in ctrkit (sparse updates, penalties paid when a row is looked up, bf16) ha
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-import ctrkit.train_model
 from ctrkit.build import build_optimizers
 from ctrkit.config import TrainConfig
 from ctrkit.objectives.objective import Objective
-from ctrkit.training import state
 
 
 class DenseAdam(torch.optim.Adam):
@@ -43,10 +42,9 @@ def reference() -> Iterator[None]:
         schedulers[1] = LambdaLR(optimizers[1], factor)
         return optimizers, schedulers, towers
 
-    original = ctrkit.train_model.build_optimizers, state.optimizer_state
-    ctrkit.train_model.build_optimizers = build
-    state.optimizer_state = lambda *_: {}  # not kept: it has no names in a checkpoint
-    try:
+    # its state is not kept: it has no names in a checkpoint
+    with (
+        patch("ctrkit.train_model.build_optimizers", build),
+        patch("ctrkit.training.state.optimizer_state", lambda *_: {}),
+    ):
         yield
-    finally:
-        ctrkit.train_model.build_optimizers, state.optimizer_state = original
