@@ -78,20 +78,20 @@ def make_batches(num_rows: int, count: int, batch: int = BATCH) -> list[Impressi
 # --- ctrkit
 
 
-class _UsedUpError(Exception):
+class UsedUpError(Exception):
     """The batches are used up."""
 
 
-class _InMemory(Loader):
-    """Batches in memory as an endless epoch; raises _UsedUpError behind the last, so that nothing is evaluated."""
+class InMemory(Loader):
+    """Batches in memory as an endless epoch; raises UsedUpError behind the last, so that nothing is evaluated."""
 
     def __init__(self, recipe: Recipe, batches: Iterable[Impressions]) -> None:
         super().__init__(recipe.schema_(), [], batch_size=BATCH)
         self.num_rows = 2**60
-        self._batches = batches
+        self.given = batches
 
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
-        for batch in self._batches:
+        for batch in self.given:
             rows = len(batch.label_B)
             yield Batch(
                 sparse=jagged(batch),
@@ -100,40 +100,46 @@ class _InMemory(Loader):
                 weight_B=torch.ones(rows),
                 origin_B=torch.zeros(rows, dtype=torch.int64),
             )
-        raise _UsedUpError
+        raise UsedUpError
 
 
 def ctrkit(model: Literal["light", "booster", "rocket"], **settings: Any) -> Build:
     """ctrkit's own Trainer on a model; `settings` are those of [train]."""
+    return lambda num_rows: own_steps(model, num_rows, InMemory, **settings)
 
-    def build(num_rows: int) -> Trainable:
-        fp32, bf16 = (_recipe(precision, settings) for precision in ("fp32", "bf16"))
-        objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows))
-        config = fp32.train_config(model)
-        optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
 
-        def trainer(precision: Precision, recipe: Recipe) -> Train:
-            def train(batches: Iterable[Impressions]) -> None:
-                with tempfile.TemporaryDirectory() as directory, contextlib.suppress(_UsedUpError):
-                    loop = Trainer(
-                        objective,
-                        optimizers,
-                        schedulers,
-                        directory=Path(directory),
-                        fingerprint="",
-                        epochs=config.epochs,
-                        clip_norm=config.clip_norm,
-                        clipped=towers,
-                        precision=precision,
-                        quiet=True,
-                    )
-                    loop.fit(_InMemory(recipe, batches), lambda _: {})
+def own_steps(
+    model: Literal["light", "booster", "rocket"],
+    num_rows: int,
+    load: Callable[[Recipe, Iterable[Impressions]], Loader],
+    **settings: Any,
+) -> Trainable:
+    """A model in ctrkit's Trainer; `load` gives a loader that raises `UsedUpError` behind the last batch."""
+    fp32, bf16 = (_recipe(precision, settings) for precision in ("fp32", "bf16"))
+    objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows))
+    config = fp32.train_config(model)
+    optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
 
-            return train
+    def trainer(precision: Precision, recipe: Recipe) -> Train:
+        def train(batches: Iterable[Impressions]) -> None:
+            with tempfile.TemporaryDirectory() as directory, contextlib.suppress(UsedUpError):
+                loop = Trainer(
+                    objective,
+                    optimizers,
+                    schedulers,
+                    directory=Path(directory),
+                    fingerprint="",
+                    epochs=config.epochs,
+                    clip_norm=config.clip_norm,
+                    clipped=towers,
+                    precision=precision,
+                    quiet=True,
+                )
+                loop.fit(load(recipe, batches), lambda _: {})
 
-        return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
+        return train
 
-    return build
+    return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
 
 
 def _recipe(precision: str, settings: Mapping[str, Any]) -> Recipe:
