@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -39,17 +41,16 @@ def from_parquet(model: Literal["light", "booster", "rocket"]) -> Build:
     """
 
     def build(num_rows: int) -> Trainable:
-        folder = tempfile.TemporaryDirectory()
-        write_log(Path(folder.name) / "log.parquet", num_rows)
+        path = write_log(Path(tempfile.mkdtemp()) / "log.parquet", num_rows)
         endless: dict[int, Iterator[Batch]] = {}
 
         def load(recipe: Recipe, batches: Iterable[Impressions]) -> Loader:
             if id(recipe) not in endless:
-                path = Path(folder.name) / "log.parquet"  # there as long as this function is
                 log = Loader(recipe.schema_(), [path], batch_size=BATCH, shuffle_rows=SHUFFLE_ROWS)
                 endless[id(recipe)] = (batch for epoch in itertools.count() for batch in log.epoch(epoch))
             return _AsManyAsGiven(recipe, batches, endless[id(recipe)])
 
+        weakref.finalize(load, shutil.rmtree, path.parent)
         return own_steps(model, num_rows, load)
 
     return build

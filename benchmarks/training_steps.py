@@ -91,6 +91,7 @@ class InMemory(Loader):
         self.given = batches
 
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
+        """The batches that were given."""
         for batch in self.given:
             rows = len(batch.label_B)
             yield Batch(
