@@ -35,6 +35,7 @@ from ctrkit.export.gate import HeldOutRows, Limits
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.train_model import EVALUATION_BATCH, ModelTraining, trained
+from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
@@ -125,11 +126,11 @@ class Run:
         place = self.directory / "models" / model
         fingerprint = self._model_fingerprint(model)
         done = self.ranks.on_first(lambda: read_json(place / "result.json"))
-        if done is not None and done.get("fingerprint") == fingerprint and (place / CHECKPOINTS).is_dir():
+        best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
+        if done is not None and done.get("fingerprint") == fingerprint and best is not None:
             self.say(f"train {model}: {place} is up to date")
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
-        self.ranks.on_first(lambda: (place / "result.json").unlink(missing_ok=True))  # it would vouch for other weights
         training = ModelTraining(self.recipe, model, self.log, place, self.ranks, self.quiet, self.say)
         result = training.fit(fingerprint)
         self.ranks.on_first(lambda: write_json(place / "result.json", result))

@@ -72,7 +72,10 @@ class ModelTraining:
         )
         evaluate = self._evaluation(device)  # says what is wrong before the first step, not after the first epoch
         trainer = self._trainer(loader, device, fingerprint)
+        # refused settings leave it; once training begins it would vouch for other weights
+        ranks.on_first(lambda: (self.directory / "result.json").unlink(missing_ok=True))
         progress = trainer.fit(loader, evaluate)
+        passed = progress.epoch * loader.num_rows + min(progress.batches * loader.batch_size, loader.num_rows)
         rate = round(progress.rows / progress.seconds) if progress.seconds else None
         result = {
             "fingerprint": fingerprint,
@@ -83,7 +86,7 @@ class ModelTraining:
             "seconds": round(progress.seconds, 1),
             "rows_per_second": rate,
             "processes": ranks.size,
-            "unreadable_rows": sum(sum(each.values()) for each in ranks.on_each(lambda: loader.unreadable)),
+            "unreadable_rows": passed - progress.rows,
             "weights": trainer.digest(),
         }
         self.say(

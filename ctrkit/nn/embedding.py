@@ -268,7 +268,7 @@ def _kind(lookup: Lookup) -> tuple[int, str]:
 
 def _rows_by_feature(batch: Batch, lookups: Sequence[Lookup]) -> dict[str, tuple[Tensor, Tensor]]:
     """Stacked rows and lengths [B] of each feature: row[B] of a single one, else the lists one after another."""
-    values, length_FB = batch.sparse.values(), batch.sparse.lengths().view(-1, len(batch))
+    values, length_FB = batch.sparse.values(), batch.sparse.lengths().view(len(batch.sparse.keys()), len(batch))
     offset, position = batch.sparse.offset_per_key(), {key: i for i, key in enumerate(batch.sparse.keys())}
     found = {}
     for lookup in lookups:

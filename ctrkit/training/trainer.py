@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,6 +170,18 @@ class Trainer:
     def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> int:
         """One step of all processes; the rows of the whole batch."""
         rows = int(self.ranks.sum(torch.tensor(len(batch))))
+        if rows:  # none if none of them could be read: nothing is to be learnt
+            self._update(batch, rows, train, running)
+        self.progress.step += 1
+        self.progress.batches += 1
+        self.progress.rows += rows
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        self._mark = now
+        return rows
+
+    def _update(self, batch: Batch, rows: int, train: Loader, running: RunningLosses) -> None:
+        """Move the weights by one batch, of so many rows over all processes."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.model(batch)
         sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
@@ -189,13 +201,6 @@ class Trainer:
         for scheduler in self.schedulers:
             scheduler.step()
         running.add(dict(zip(losses, means.tolist(), strict=True)))
-        self.progress.step += 1
-        self.progress.batches += 1
-        self.progress.rows += rows
-        now = time.perf_counter()
-        self.progress.seconds += now - self._mark
-        self._mark = now
-        return rows
 
     def _diverged(self, batch: Batch, train: Loader, what: str) -> UserError:
         """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
@@ -263,26 +268,38 @@ class Trainer:
 
     def _save(self, *, best: bool) -> None:
         random = state.random_state(self.ranks.rank, self.device)
-        self.checkpoints.save(self.progress.step, {**self._tensors(), **random}, self._values(), best=best)
+        try:
+            self.checkpoints.save(self.progress.step, {**self._tensors(), **random}, self._values(), best=best)
+        except OSError as error:
+            raise UserError(
+                f"{self.checkpoints.directory}: the checkpoint of step {self.progress.step} cannot be written "
+                f"({error.strerror}); what was there before is kept"
+            ) from error
+        self._write_history()
+
+    def _write_history(self) -> None:
         if self.ranks.rank == 0:
             lines = "".join(json.dumps(line) + "\n" for line in self.history)
             with atomic_file(self.directory / "metrics.jsonl") as file:
                 file.write(lines.encode())
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, if it is of this run; else remove what lies there."""
+        """Go on from the last whole checkpoint, if it is of this run; else remove what lies there."""
         if self.ranks.rank == 0:
             remove_leftovers(self.directory)
         self.checkpoints.remove_leftovers()
-        for found in self.checkpoints.all():
+        checkpoints = self.checkpoints.all()
+        for index, found in enumerate(checkpoints):
             if found.values.get("fingerprint") != self.fingerprint:
                 break
             try:
                 self._restore(found)
             except UserError as error:
                 self.say(f"  warning: {error}")
+                self.checkpoints.remove(found)  # it would stand for the newest when the next ones are saved
                 continue
-            self._check_best()
+            self._check_best(checkpoints[index:])
+            self._write_history()  # it may have been killed before that
             if not self._finished():
                 self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
             return
@@ -304,13 +321,16 @@ class Trainer:
         self.progress = Progress(**found.values["progress"])
         self.history = found.values["history"]
 
-    def _check_best(self) -> None:
-        best = self.checkpoints.best()
+    def _check_best(self, checkpoints: Sequence[Found]) -> None:
+        """See to it that the best weights are whole; the first checkpoint is the one that has been restored."""
+        best = next((found for found in checkpoints if found.is_best), None)
         if best is None or best.step != self.progress.best_step:
             raise UserError(
                 f"{self.checkpoints.directory}: the best weights, of step {self.progress.best_step}, are missing or "
                 f"damaged; delete {self.directory} to train from the start"
             )
+        if best is not checkpoints[0]:
+            self.checkpoints.open(best)  # reads every byte: damage is not found only after the last step
 
     def _load_best(self) -> None:
         best = self.checkpoints.best()
