@@ -452,7 +452,7 @@ def test_a_batch_none_of_whose_rows_can_be_read_teaches_nothing(tmp_path: Path) 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     log = small_run.write_log(tmp_path / "log.parquet")
-    train, evaluate = small_run.loader(log), Scripted([0.5, 0.6])
+    train, evaluate = small_run.loader(log), Scripted([0.6, 0.5])  # the best is not the last
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
     with pytest.raises(StopIteration):
         run.fit(train, evaluate)  # two evaluations, then the script ends: as if it were killed
