@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from ctrkit.build import build_objective, build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
+from ctrkit.training.ranks import Ranks
+from ctrkit.training.sharding import shard
 from ctrkit.training.trainer import Trainer
 
 FIELDS, DIM, BATCH = 36, 16, 4096
@@ -113,17 +116,20 @@ def own_steps(
     model: Literal["light", "booster", "rocket"],
     num_rows: int,
     load: Callable[[Recipe, Iterable[Impressions]], Loader],
+    ranks: Ranks | None = None,
     **settings: Any,
 ) -> Trainable:
     """A model in ctrkit's Trainer; `load` gives a loader that raises `UsedUpError` behind the last batch."""
     fp32, bf16 = (_recipe(precision, settings) for precision in ("fp32", "bf16"))
-    objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows))
+    ranks = ranks or Ranks()
+    objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows), sharded=ranks.size > 1)
+    called = objective if ranks.size == 1 else shard(objective, ranks, torch.device("cpu"), batch_size=BATCH)
     config = fp32.train_config(model)
     optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
 
     def trainer(precision: Precision, recipe: Recipe) -> Train:
         def train(batches: Iterable[Impressions]) -> None:
-            with tempfile.TemporaryDirectory() as directory, contextlib.suppress(UsedUpError):
+            with ranks_directory(ranks) as directory, contextlib.suppress(UsedUpError):
                 loop = Trainer(
                     objective,
                     optimizers,
@@ -134,6 +140,8 @@ def own_steps(
                     clip_norm=config.clip_norm,
                     clipped=towers,
                     precision=precision,
+                    ranks=ranks,
+                    model=called,
                     quiet=True,
                 )
                 loop.fit(load(recipe, batches), lambda _: {})
@@ -141,6 +149,17 @@ def own_steps(
         return train
 
     return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
+
+
+@contextlib.contextmanager
+def ranks_directory(ranks: Ranks) -> Iterator[str]:
+    """A directory that all ranks see for a while."""
+    directory = ranks.on_first(tempfile.mkdtemp)
+    try:
+        yield directory
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(directory)
 
 
 def _recipe(precision: str, settings: Mapping[str, Any]) -> Recipe:
