@@ -239,7 +239,7 @@ class StoredTensors:
     def _stored(self) -> Mapping[str, TensorStorageMetadata]:
         return cast(Mapping[str, TensorStorageMetadata], self._metadata.state_dict_metadata)
 
-    @property
+    @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and type of each tensor, by name."""
         return {name: TensorSpec(tuple(each.size), each.properties.dtype) for name, each in self._stored.items()}
@@ -264,20 +264,26 @@ class StoredTensors:
         self._read([(name, (start, *[0] * (rows.ndim - 1)), rows)])
         return rows
 
+    def chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Rows of a tensor, some at a time, each with the place of the first one."""
+        spec = self.specs[name]
+        step = _chunk_rows(spec.shape, spec.dtype)
+        for start in range(0, spec.shape[0], step):
+            yield start, self.rows(name, start, min(start + step, spec.shape[0]))
+
     def digest(self, names: Iterable[str]) -> str:
         """`weights_digest` of some of the tensors, read a chunk at a time."""
         digest = hashlib.sha256()
         for name in sorted(names):
             spec = self.specs[name]
             digest.update(_header(name, spec))
-            if not spec.shape:
+            if spec.shape:
+                for _, rows in self.chunks(name):
+                    digest.update(_bytes(rows))
+            else:
                 scalar = torch.empty((), dtype=spec.dtype)
                 self._read([(name, (), scalar)])
                 digest.update(_bytes(scalar))
-                continue
-            step = _chunk_rows(spec.shape, spec.dtype)
-            for start in range(0, spec.shape[0], step):
-                digest.update(_bytes(self.rows(name, start, min(start + step, spec.shape[0]))))
         return digest.hexdigest()
 
     def _check(self, tensors: Mapping[str, Tensor], partial: bool) -> None:
@@ -493,9 +499,11 @@ class _Writer(FileSystemWriter):
 
 
 def _alone(chunk: Tensor) -> Tensor:
-    """A chunk without the tensor that it is a view of, which torch would save too."""
-    chunk = chunk.cpu()
-    return chunk if chunk.untyped_storage().nbytes() == chunk.nbytes else chunk.clone()
+    """A chunk by itself, in its place: of a view, torch would save all that it is a view of."""
+    chunk = chunk.cpu().contiguous()
+    start = chunk.storage_offset() * chunk.itemsize
+    memory: torch.UntypedStorage = chunk.untyped_storage()[start : start + chunk.nbytes]
+    return torch.empty(0, dtype=chunk.dtype).set_(memory, 0, chunk.size(), chunk.stride())
 
 
 def _write(new: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, dict[str, Any]]:

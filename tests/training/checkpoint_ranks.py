@@ -27,11 +27,11 @@ from ctrkit.training.checkpoints import Checkpoints
 Box = tuple[int, tuple[int, int], tuple[int, int]]
 """A rank, and the rows and columns that it holds."""
 
-SHAPES = {"even": (8, 4), "uneven": (11, 4), "one": (5, 4), "columns": (6, 8)}
+SHAPES = {"uneven": (11, 4), "even": (8, 4), "one": (5, 4), "columns": (6, 8)}
 LAYOUTS: dict[int, dict[str, list[Box]]] = {
     2: {
-        "even": [(0, (0, 4), (0, 4)), (1, (4, 8), (0, 4))],
         "uneven": [(0, (0, 0), (0, 4)), (1, (0, 9), (0, 4)), (0, (9, 11), (0, 4))],  # a shard of no rows
+        "even": [(0, (0, 4), (0, 4)), (1, (4, 8), (0, 4))],
         "one": [(1, (0, 5), (0, 4))],  # rank 0 has none
         "columns": [(0, (0, 6), (0, 3)), (1, (0, 6), (3, 8))],
     },

@@ -9,6 +9,7 @@ of the latest and the best checkpoint that another process found afterwards, or 
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -85,22 +86,28 @@ def in_a_child(work: Callable[[], Any], seconds: float | None = None) -> tuple[i
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), json.loads(result) if result else None
 
 
+def twice(directory: Path) -> None:
+    """Two checkpoints, the first of them the best."""
+    for step in (1, 2):
+        Checkpoints(directory, keep=2).save(step, tensors(step, 10), {"step": step}, best=step == 1)
+
+
 def at_operation(directory: Path, number: int) -> dict[str, Any]:
-    """Kill the third of three saves."""
+    """Kill the save of a third one."""
 
     def saves() -> None:
-        save(directory, 1, best=True)
-        save(directory, 2, best=False)
         die_at(number)
         save(directory, 3, best=True)
         os._exit(0)  # whoever comes here was not killed
 
-    def goes_on() -> list[str]:
+    def looks_and_goes_on() -> Any:
+        found = look(directory)
         save(directory, 4, best=False)
-        return sorted(path.name for path in directory.iterdir())
+        return found, sorted(path.name for path in directory.iterdir())
 
     fate, _ = in_a_child(saves)
-    return {"fate": fate, "found": in_a_child(lambda: look(directory))[1], "after": in_a_child(goes_on)[1]}
+    found, after = in_a_child(looks_and_goes_on)[1]
+    return {"fate": fate, "found": found, "after": after}
 
 
 def at_random(directory: Path, seconds: float) -> dict[str, Any]:
@@ -117,7 +124,9 @@ def at_random(directory: Path, seconds: float) -> dict[str, Any]:
 
 def main(directory: Path) -> None:
     """Kill at every operation, then at random."""
+    in_a_child(lambda: twice(directory / "two"))
     for number in range(1000):
+        shutil.copytree(directory / "two", directory / f"operation {number}")
         found = at_operation(directory / f"operation {number}", number)
         print(json.dumps(found), flush=True)
         if found["fate"] == 0:

@@ -96,6 +96,20 @@ def test_what_is_loaded_is_filled_in_place_and_nothing_beside_it(tmp_path: Path)
     assert sum(file.stat().st_size for file in found.path.iterdir()) < 8000
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_tensors_on_a_gpu_are_those_on_a_cpu(tmp_path: Path) -> None:
+    store, saved = Checkpoints(tmp_path), tensors()
+    on_gpu = {name: tensor.cuda() for name, tensor in saved.items()}
+    found = store.save(1, {**on_gpu, "part": on_gpu["weight"][2:5]}, {}, best=True)
+    into = filled(saved)
+    store.load(found, into, partial=True)
+    assert all(same(into[name], saved[name]) for name in saved)
+    back = {name: tensor.cuda() for name, tensor in filled(saved).items()}
+    store.load(found, back, partial=True)
+    assert all(same(back[name].cpu(), saved[name]) for name in saved)
+    assert store.open(found).digest(saved) == weights_digest(on_gpu) == weights_digest(saved)
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, 50), (0, 1), (7, 23), (49, 50), (5, 5)])
 def test_rows_are_read_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, stop: int) -> None:
     monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 7 * 12)
