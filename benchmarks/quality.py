@@ -4,16 +4,18 @@
 
 Each seed is a run of its own in RUNS/NAME-quality/seedK; the log is prepared once, and a killed benchmark goes on where
 it stopped. --quick: two seeds of one epoch in RUNS/NAME-quick, of a small log where the recipe's is synthetic, as the
-default recipe's is.
+default recipe's is. --reference trains by plain means instead (`benchmarks.reference`), fp32 and slow.
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reference import reference
 from benchmarks.report import arguments, emit, table
 from ctrkit.config import load_recipe
 from ctrkit.errors import UserError
@@ -30,21 +32,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models of the recipe")
+    parser.add_argument("--reference", action="store_true", help="train by torch's dense Adam in fp32")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     options = parser.parse_args(argv)
     try:
-        result = measure(options)
+        with reference() if options.reference else nullcontext():
+            result = measure(options)
     except UserError as error:
         raise SystemExit(str(error)) from error
-    emit({"benchmark": "quality", "quick": options.quick, **result}, options.out)
+    which = {"benchmark": "quality", "quick": options.quick, "reference": options.reference}
+    emit({**which, **result}, options.out)
 
 
 def settings(options: argparse.Namespace) -> list[str]:
     """What is set in the recipe, by the caller and by --quick."""
+    chosen = [*options.set, *(["train.precision=fp32"] if options.reference else [])]
     if not options.quick:
-        return [*options.set]
+        return chosen
     synthetic = load_recipe(options.recipe, options.set).data.synthetic is not None
-    return [*options.set, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
+    return [*chosen, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,7 +59,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     seeds = range(2 if options.quick else options.seeds)
     evaluations = []
     name = load_recipe(options.recipe, overrides).name
-    place = options.runs / f"{name}-{'quick' if options.quick else 'quality'}"
+    place = (
+        options.runs / f"{name}-{'quick' if options.quick else 'quality'}{'-reference' if options.reference else ''}"
+    )
     for seed in seeds:
         recipe = load_recipe(options.recipe, [*overrides, f"train.seed={seed}"])
         models = {name: config for name, config in recipe.models.items() if name in (options.models or recipe.models)}

@@ -9,6 +9,7 @@ FuxiCTR and DeepCTR-Torch are timed where they are installed (`pip install fuxic
 
 Not all is the same everywhere. Peers train in fp32; the rows that put torch and TorchRec under bf16 autocast are no
 peer's own. TorchRec's fused kernels have no Adam on a CPU: it has Adagrad on the tables, and so has one row of ctrkit.
+"From Parquet": the same step fed from a prepared log on disk, read, shuffled and assembled meanwhile.
 Nobody has an L2 penalty on the tables, one row of ctrkit excepted, whose recipes have one by default.
 """
 
@@ -26,11 +27,13 @@ import torch
 from benchmarks import training_steps as steps
 from benchmarks.report import arguments, emit, table
 from benchmarks.training_floor import Machine, floor, measure_machine
+from benchmarks.training_parquet import from_parquet
 from benchmarks.training_steps import BATCH, Build, Impressions, Precision, Train
 from ctrkit.config import TrainConfig
 
 SMALL, LARGE = 1_000, 1_000_000
 """Ids a field."""
+FROM_PARQUET = "ctrkit, from Parquet"
 FUXICTR, STAND_IN = "FuxiCTR", "torch, dense Adam"
 _NOTHING: Mapping[Precision, Train] = {"fp32": lambda _: None}
 _MILLISECONDS = ("products_ms", "bytes_ms", "floor_ms", "step_ms")
@@ -61,6 +64,7 @@ CONTENDERS = (
     Contender("ctrkit", "light", "Adam", steps.ctrkit("light"), peer=False, quick=True),
     Contender("ctrkit", "booster", "Adam", steps.ctrkit("booster"), peer=False, quick=True),
     Contender("ctrkit", "rocket", "Adam", steps.ctrkit("rocket"), peer=False, quick=True),
+    Contender(FROM_PARQUET, "light", "Adam", from_parquet("light"), peer=False, quick=True),
     Contender("ctrkit", "light", "Adam, L2", steps.ctrkit("light", table_l2=TrainConfig().table_l2), peer=False),
     Contender("ctrkit", "light", "Adagrad", steps.ctrkit("light", table_optimizer="adagrad"), peer=False),
     Contender(STAND_IN, "light", "dense Adam", steps.dense_adam, large=("fp32",)),
@@ -194,6 +198,9 @@ def summary(results: Sequence[Measured]) -> dict[str, Any]:
             f"light_rows_per_s_{name}": best(size),
             f"rocket_rows_per_s_{name}": rocket,
             f"light_on_top_of_booster_{name}": ratio and ratio - 1,
+            f"from_parquet_vs_memory_{name}": _ratio(
+                _fastest(m for m in results if m.contender.name == FROM_PARQUET and m.num_rows == size), best(size)
+            ),
         }
     return figures
 
@@ -226,7 +233,9 @@ def _own(results: Sequence[Measured], num_rows: int, net: str) -> list[Measured]
     return [
         m
         for m in results
-        if not m.contender.peer and m.contender.tables == "Adam" and (m.num_rows, m.contender.net) == (num_rows, net)
+        if m.contender.name == "ctrkit"
+        and m.contender.tables == "Adam"
+        and (m.num_rows, m.contender.net) == (num_rows, net)
     ]
 
 

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from ctrkit.build import build_objective, build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
+from ctrkit.training.ranks import Ranks
+from ctrkit.training.sharding import shard
 from ctrkit.training.trainer import Trainer
 
 FIELDS, DIM, BATCH = 36, 16, 4096
@@ -78,20 +81,21 @@ def make_batches(num_rows: int, count: int, batch: int = BATCH) -> list[Impressi
 # --- ctrkit
 
 
-class _UsedUpError(Exception):
+class UsedUpError(Exception):
     """The batches are used up."""
 
 
-class _InMemory(Loader):
-    """Batches in memory as an endless epoch; raises _UsedUpError behind the last, so that nothing is evaluated."""
+class InMemory(Loader):
+    """Batches in memory as an endless epoch; raises UsedUpError behind the last, so that nothing is evaluated."""
 
     def __init__(self, recipe: Recipe, batches: Iterable[Impressions]) -> None:
         super().__init__(recipe.schema_(), [], batch_size=BATCH)
         self.num_rows = 2**60
-        self._batches = batches
+        self.given = batches
 
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
-        for batch in self._batches:
+        """The batches that were given."""
+        for batch in self.given:
             rows = len(batch.label_B)
             yield Batch(
                 sparse=jagged(batch),
@@ -100,40 +104,62 @@ class _InMemory(Loader):
                 weight_B=torch.ones(rows),
                 origin_B=torch.zeros(rows, dtype=torch.int64),
             )
-        raise _UsedUpError
+        raise UsedUpError
 
 
 def ctrkit(model: Literal["light", "booster", "rocket"], **settings: Any) -> Build:
     """ctrkit's own Trainer on a model; `settings` are those of [train]."""
+    return lambda num_rows: own_steps(model, num_rows, InMemory, **settings)
 
-    def build(num_rows: int) -> Trainable:
-        fp32, bf16 = (_recipe(precision, settings) for precision in ("fp32", "bf16"))
-        objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows))
-        config = fp32.train_config(model)
-        optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
 
-        def trainer(precision: Precision, recipe: Recipe) -> Train:
-            def train(batches: Iterable[Impressions]) -> None:
-                with tempfile.TemporaryDirectory() as directory, contextlib.suppress(_UsedUpError):
-                    loop = Trainer(
-                        objective,
-                        optimizers,
-                        schedulers,
-                        directory=Path(directory),
-                        fingerprint="",
-                        epochs=config.epochs,
-                        clip_norm=config.clip_norm,
-                        clipped=towers,
-                        precision=precision,
-                        quiet=True,
-                    )
-                    loop.fit(_InMemory(recipe, batches), lambda _: {})
+def own_steps(
+    model: Literal["light", "booster", "rocket"],
+    num_rows: int,
+    load: Callable[[Recipe, Iterable[Impressions]], Loader],
+    ranks: Ranks | None = None,
+    **settings: Any,
+) -> Trainable:
+    """A model in ctrkit's Trainer; `load` gives a loader that raises `UsedUpError` behind the last batch."""
+    fp32, bf16 = (_recipe(precision, settings) for precision in ("fp32", "bf16"))
+    ranks = ranks or Ranks()
+    objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows), sharded=ranks.size > 1)
+    called = objective if ranks.size == 1 else shard(objective, ranks, torch.device("cpu"), batch_size=BATCH)
+    config = fp32.train_config(model)
+    optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
 
-            return train
+    def trainer(precision: Precision, recipe: Recipe) -> Train:
+        def train(batches: Iterable[Impressions]) -> None:
+            with ranks_directory(ranks) as directory, contextlib.suppress(UsedUpError):
+                loop = Trainer(
+                    objective,
+                    optimizers,
+                    schedulers,
+                    directory=Path(directory),
+                    fingerprint="",
+                    epochs=config.epochs,
+                    clip_norm=config.clip_norm,
+                    clipped=towers,
+                    precision=precision,
+                    ranks=ranks,
+                    model=called,
+                    quiet=True,
+                )
+                loop.fit(load(recipe, batches), lambda _: {})
 
-        return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
+        return train
 
-    return build
+    return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
+
+
+@contextlib.contextmanager
+def ranks_directory(ranks: Ranks) -> Iterator[str]:
+    """A directory that all ranks see for a while."""
+    directory = ranks.on_first(tempfile.mkdtemp)
+    try:
+        yield directory
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(directory)
 
 
 def _recipe(precision: str, settings: Mapping[str, Any]) -> Recipe:

@@ -18,17 +18,18 @@ from ctrkit.schema import Schema, SequenceFeature
 from ctrkit.training.table_optimizer import TableOptimizer
 
 
-def build_objective(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> Objective:
+def build_objective(recipe: Recipe, model: str, num_rows: Mapping[str, int], *, sharded: bool = False) -> Objective:
     """The objective of one model, initialised from its seed.
 
     Args:
         recipe: names towers, embedding and objective.
         model: key of [models].
         num_rows: rows of each embedding table, as the encoding has them.
+        sharded: the tables are to be held by several processes (`ctrkit.training.sharding`).
     """
     torch.manual_seed(recipe.train_config(model).seed)
     schema = recipe.schema_()
-    embedding = build_embedding(schema, recipe.embedding, num_rows)
+    embedding = build_embedding(schema, recipe.embedding, num_rows, sharded=sharded)
     config = recipe.models[model]
     if isinstance(config, PointwiseConfig):
         return Pointwise(Network(embedding, build_tower(recipe.towers[config.tower], embedding.out_features)))
@@ -41,7 +42,9 @@ def build_objective(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> 
     )
 
 
-def build_embedding(schema: Schema, config: EmbeddingConfig, num_rows: Mapping[str, int]) -> Embedding:
+def build_embedding(
+    schema: Schema, config: EmbeddingConfig, num_rows: Mapping[str, int], *, sharded: bool = False
+) -> Embedding:
     """The tables of a schema, drawn from torch's global generator."""
     tables = []
     for name, features in schema.tables().items():
@@ -57,9 +60,12 @@ def build_embedding(schema: Schema, config: EmbeddingConfig, num_rows: Mapping[s
             )
         )
     seed = int(torch.randint(2**62, (), device="cpu"))
-    return Embedding(
-        tables, len(schema.dense_features), init_std=config.init_std, seed=seed, precision=config.precision
-    )
+    kind = Embedding
+    if sharded:
+        from ctrkit.nn.sharded_embedding import ShardedEmbedding  # imports all of torchrec.distributed
+
+        kind = ShardedEmbedding
+    return kind(tables, len(schema.dense_features), init_std=config.init_std, seed=seed, precision=config.precision)
 
 
 def build_tower(config: TowerConfig, in_features: int) -> MLP:
@@ -77,10 +83,8 @@ def build_optimizers(
     objective: Objective, config: TrainConfig, total_steps: int
 ) -> tuple[list[torch.optim.Optimizer], list[LRScheduler], list[nn.Parameter]]:
     """Optimizers of tables and towers, their schedules, and the towers' parameters (whose gradient is clipped)."""
-    embeddings = {id(net.embedding): net.embedding for net in objective.networks().values()}
-    tables = [weight for embedding in embeddings.values() for weight in embedding.stacks.values()]
-    known = {id(weight) for weight in tables}
-    towers = [parameter for parameter in objective.parameters() if id(parameter) not in known]
+    tables = [weight for embedding in objective.tables() for weight in embedding.stacks.values()]
+    towers = list(objective.towers.parameters())
     tower_optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     optimizers: list[torch.optim.Optimizer] = [
         tower_optimizer(towers, lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command(options)
     except UserError as error:
+        if _is_follower():
+            return 2
         if options.json:
             print(json.dumps({"error": str(error)}), flush=True)
         else:
@@ -54,12 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ctrkit: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    if _is_follower():
+        return 0
     text = result.pop("text", "")
     try:
         print(json.dumps(result) if options.json else text, flush=True)
     except BrokenPipeError:
         sys.stderr.close()
     return 0
+
+
+def _is_follower() -> bool:
+    """Whether torchrun started this process beside a first one, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _extra(options: argparse.Namespace) -> str:
@@ -178,7 +187,8 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
 
 
-def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
+def _open_run(options: argparse.Namespace, recipe_path: Path, *, beyond_training: bool = True) -> "Run":
+    """A run; of several processes that torchrun started, those that only train end here after that."""
     recipe = load_recipe(recipe_path, options.set)
     # Read once, when torch is loaded: large tables in huge pages, whose lookups are bound by misses of the address
     # cache; and threads that sleep while they wait: spinning ones are several times slower where others use the cores.
@@ -190,7 +200,10 @@ def _open_run(options: argparse.Namespace, recipe_path: Path) -> "Run":
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    return Run(recipe, options.out or Path("runs") / recipe.name, quiet=options.quiet, say=say)
+    run = Run(recipe, options.out or Path("runs") / recipe.name, quiet=options.quiet, say=say)
+    if beyond_training and run.ranks.size > 1 and not run.train_all():
+        raise SystemExit(0)
+    return run
 
 
 def _init(options: argparse.Namespace) -> dict[str, Any]:
@@ -216,11 +229,12 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
-    run = _open_run(options, options.recipe)
+    run = _open_run(options, options.recipe, beyond_training=False)
     if options.model is not None and options.model not in run.recipe.models:
         raise UserError(f"--model {options.model}: not in [models]: {sorted(run.recipe.models)}")
     models = [options.model] if options.model else list(run.recipe.models)
     results = {model: run.train(model) for model in models}
+    run.ranks.leave()
     lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]
     return {"models": results, "text": "\n".join(lines)}
 

@@ -88,6 +88,12 @@ class TrainConfig(Strict):
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
+    shards: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Parts that every buffer is dealt in: as many processes as divide it train on the same batches."""
+    skip_unreadable: bool = False
+    """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1
+    """Newest checkpoints that stay, beside the best one."""
     tensorboard: bool = False
 
 

@@ -11,11 +11,19 @@ from ctrkit.build import build_objective, build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.errors import UserError
 from ctrkit.schema import SequenceFeature
+from ctrkit.training.ranks import Ranks
 
 _GIB = 2**30
 
 
-def check_memory(recipe: Recipe, model: str, num_rows: Mapping[str, int], rows: int, device: torch.device) -> None:
+def check_memory(
+    recipe: Recipe,
+    model: str,
+    num_rows: Mapping[str, int],
+    rows: int,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> None:
     """Refuse a model whose training cannot fit into what is free now, swap included.
 
     Args:
@@ -24,11 +32,16 @@ def check_memory(recipe: Recipe, model: str, num_rows: Mapping[str, int], rows: 
         num_rows: rows of each embedding table.
         rows: of the training part.
         device: where the model trains; the shuffle buffers lie in main memory.
+        ranks: that share tables and buffers; those on a machine share its memory.
 
     Raises:
         UserError: names the largest part and the keys that make it smaller.
     """
     weights, buffers = weight_bytes(recipe, model, num_rows), {"the shuffle buffers": buffer_bytes(recipe, model, rows)}
+    if ranks is not None and ranks.size > 1:  # all of this machine's together, as if tables were dealt evenly
+        here, towers = ranks.local_size, weights.pop("the towers")
+        weights = {"the towers": towers * here, **{name: size * here // ranks.size for name, size in weights.items()}}
+        buffers = {name: size * here // ranks.size for name, size in buffers.items()}
     if device.type == "cpu":
         _check(model, {**weights, **buffers}, device)
     else:

@@ -18,11 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
-from ctrkit.build import build_objective, build_optimizers
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import Recipe, as_dict, network_name
 from ctrkit.data.batch import Batch
@@ -35,17 +32,14 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
-from ctrkit.memory import check_memory
-from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
-from ctrkit.training.checkpoint import load_checkpoint
+from ctrkit.train_model import EVALUATION_BATCH, ModelTraining, trained
+from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
-from ctrkit.training.tensorboard import tensorboard_writer
-from ctrkit.training.trainer import Trainer, check_monitor
-
-EVALUATION_BATCH = 8192
+from ctrkit.training.ranks import Ranks
+from ctrkit.training.trainer import CHECKPOINTS
 
 
 class Run:
@@ -55,6 +49,7 @@ class Run:
         recipe: what to do.
         directory: of the run.
         data_directory: of the prepared log, if several runs share it; `directory`/data if not given.
+        ranks: that train together; those that torchrun started if not given. They see the same directories.
         quiet: no progress.
         say: told what is done or skipped, a line at a time.
     """
@@ -65,21 +60,28 @@ class Run:
         directory: Path,
         *,
         data_directory: Path | None = None,
+        ranks: Ranks | None = None,
         quiet: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
         self.data_directory = data_directory or directory / "data"
-        self.quiet = quiet
-        self.say = say
+        self.ranks = Ranks.join() if ranks is None else ranks
+        first = self.ranks.rank == 0
+        self.quiet = quiet or not first
+        self.say = say if first else lambda _: None
         self._results: dict[str, dict[str, Any]] = {}
 
     # --- prepare
 
     @cached_property
     def log(self) -> PreparedLog:
-        """The prepared log, prepared now if its input or the schema changed."""
+        """The prepared log, prepared now, by the first rank, if its input or the schema changed."""
+        self.ranks.on_first(self._prepare)
+        return PreparedLog.open(self.data_directory)
+
+    def _prepare(self) -> None:
         # held as long as this run lives: two in one directory would mix their results
         weakref.finalize(self, os.close, lock(self.directory / "run"))
         write_json(self.directory / "recipe.json", as_dict(self.recipe))
@@ -88,12 +90,11 @@ class Run:
             log = self._open(place)
             if log is not None and log.fingerprint == data_fingerprint(self.recipe.data, schema):
                 self.say(f"prepare: {place} is up to date")
-                return log
+                return
         self.say(f"prepare: {self.recipe.data.path or 'synthetic log'} -> {place}")
         log = prepare(self.recipe.data, schema, place, progress=False if self.quiet else None)
         for warning in log.manifest["warnings"]:
             self.say(f"  warning: {warning}")
-        return log
 
     def _open(self, place: Path) -> PreparedLog | None:
         try:
@@ -113,69 +114,26 @@ class Run:
             self._results[model] = self._train(model)
         return self._results[model]
 
+    def train_all(self) -> bool:
+        """Train all models; whether this process goes on: of several ranks the first does, by itself."""
+        for model in self.recipe.models:
+            self.train(model)
+        first = self.ranks.rank == 0
+        self.ranks = self.ranks.leave()
+        return first
+
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
         fingerprint = self._model_fingerprint(model)
-        done = read_json(place / "result.json")
-        if done is not None and done.get("fingerprint") == fingerprint and (place / "best.pt").exists():
+        done = self.ranks.on_first(lambda: read_json(place / "result.json"))
+        best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
+        if done is not None and done.get("fingerprint") == fingerprint and best is not None:
             self.say(f"train {model}: {place} is up to date")
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
-        config = self.recipe.train_config(model)
-        device = find_device(config.device)
-        check_memory(self.recipe, model, self.log.encoding.num_rows(), self.log.rows("train"), device)
-        (place / "result.json").unlink(missing_ok=True)  # it would vouch for weights that are about to change
-        objective = self._objective(model).to(device)
-        loader = Loader(
-            self.log.schema,
-            self.log.files("train"),
-            batch_size=config.batch_size,
-            shuffle_rows=config.shuffle_rows,
-            in_log_order=config.order == "log",
-            seed=config.seed,
-        )
-        optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
-        trainer = Trainer(
-            objective,
-            optimizers,
-            schedulers,
-            directory=place,
-            fingerprint=fingerprint,
-            epochs=config.epochs,
-            monitor=config.monitor,
-            patience=config.patience,
-            evaluations_per_epoch=config.evaluations_per_epoch,
-            clip_norm=config.clip_norm,
-            clipped=towers,
-            device=device,
-            precision=config.precision,
-            quiet=self.quiet,
-            log_scalars=tensorboard_writer(place) if config.tensorboard else None,
-            say=self.say,
-        )
-        valid, held_out = self._loader("valid"), HeldOut(self.log, "valid")
-        coin = held_out.report(np.full(len(held_out), 0.5))
-        check_monitor(config.monitor, coin)  # before the first step, not after the first epoch
-
-        def evaluate(objective: Objective) -> dict[str, Report]:
-            return {role: held_out.report(p) for role, p in predict(objective, valid, device).items()}
-
-        progress = trainer.fit(loader, evaluate)
-        result = {
-            "fingerprint": fingerprint,
-            "monitor": config.monitor,
-            "best": progress.best,
-            "best_step": progress.best_step,
-            "steps": progress.step,
-            "seconds": round(progress.seconds, 1),
-            "rows_per_second": round(progress.rows / progress.seconds) if progress.seconds else None,
-            "weights": hashlib.sha256((place / "best.pt").read_bytes()).hexdigest(),
-        }
-        write_json(place / "result.json", result)
-        self.say(
-            f"  best valid {config.monitor} {progress.best:.4f} at step {progress.best_step:,} of {progress.step:,}, "
-            f"{result['rows_per_second']:,} rows/s"
-        )
+        training = ModelTraining(self.recipe, model, self.log, place, self.ranks, self.quiet, self.say)
+        result = training.fit(fingerprint)
+        self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
 
     def _model_fingerprint(self, model: str) -> str:
@@ -185,7 +143,9 @@ class Run:
             "embedding": recipe["embedding"],
             "towers": {name: recipe["towers"][name] for name in self.recipe.models[model].towers},
             "model": {key: value for key, value in recipe["models"][model].items() if key != "train"},
-            "train": self.recipe.train_config(model).model_dump(mode="json", exclude={"tensorboard"}),
+            "train": self.recipe.train_config(model).model_dump(
+                mode="json", exclude={"tensorboard", "keep_checkpoints"}
+            ),
             "version": ctrkit.__version__,
         }
         return _sha256(content)
@@ -195,17 +155,10 @@ class Run:
         result = self.train(model)
         return [result["fingerprint"], result["weights"]]
 
-    def _objective(self, model: str) -> Objective:
-        return build_objective(self.recipe, model, self.log.encoding.num_rows())
-
     def _trained(self, model: str) -> Objective:
         """A model with its best weights, trained now if need be."""
         self.train(model)
-        objective = self._objective(model)
-        weights = load_checkpoint(self.directory / "models" / model / "best.pt")
-        assert weights is not None, "train() leaves it"
-        objective.load_state_dict(weights)
-        return objective.eval()
+        return trained(self.recipe, model, self.log, self.directory / "models" / model)
 
     # --- evaluate
 

@@ -19,7 +19,7 @@ import torch
 
 from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
-from ctrkit.config import load_recipe, network_name
+from ctrkit.config import Recipe, load_recipe, network_name
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
@@ -27,8 +27,12 @@ from ctrkit.metrics.report import evaluate_scores
 from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run
 from ctrkit.summary import cheaper_choice, gap_closed, summarize, table
+from ctrkit.train_model import trained
+from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.trainer import CHECKPOINTS
 from tests import small_recipe
 from tests.data import small_log
+from tests.training import small_run
 
 NETWORKS = ["light", "booster", "rocket_light", "rocket_booster"]
 
@@ -45,6 +49,25 @@ def times(directory: Path) -> dict[str, int]:
         for path in directory.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     }
+
+
+def checkpointed(changed: set[str]) -> set[str]:
+    """Models of which a checkpoint was written or removed."""
+    return {Path(name).parts[1] for name in changed if name.startswith("models/") and f"/{CHECKPOINTS}/" in name}
+
+
+def weights(directory: Path, model: str) -> dict[str, torch.Tensor]:
+    """All that the best checkpoint of a model has."""
+    checkpoints = Checkpoints(directory / "models" / model / CHECKPOINTS)
+    best = checkpoints.best()
+    assert best is not None
+    found = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in checkpoints.open(best).specs.items()}
+    checkpoints.load(best, found)
+    return found
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture
@@ -224,7 +247,7 @@ def test_other_epochs_train_again_and_prepare_nothing(copy: Path) -> None:
     assert run.evaluation["networks"]["light"]["rows"] == run.log.rows("test")
     touched = changed(copy, before)
     assert not {name for name in touched if name.startswith(("data", "raw"))}
-    assert {f"models/{model}/best.pt" for model in ("light", "booster", "rocket")} < touched
+    assert checkpointed(touched) == {"light", "booster", "rocket"}
     assert {"evaluation.json", "predictions/test/light.parquet"} < touched
     result = json.loads((copy / "models" / "light" / "result.json").read_text())
     assert result["steps"] == -(-run.log.rows("train") // 256)
@@ -241,7 +264,7 @@ def test_one_model_that_changed_is_trained_again(copy: Path) -> None:
 
 def test_settings_that_change_nothing_train_nothing(copy: Path) -> None:
     before = times(copy)
-    run, _ = opened(copy, "bench.ads=10", "train.tensorboard=true", "name=other")
+    run, _ = opened(copy, "bench.ads=10", "train.tensorboard=true", "train.keep_checkpoints=3", "name=other")
     _ = run.evaluation
     assert changed(copy, before) == {"recipe.json"}
 
@@ -252,7 +275,7 @@ def test_other_data_is_prepared_again(copy: Path) -> None:
     run.train("light")
     touched = changed(copy, before)
     assert "data/manifest.json" in touched
-    assert "models/light/best.pt" in touched
+    assert checkpointed(touched) == {"light"}
     assert run.log.rows("train") < 1500
     assert said[0] == f"prepare: synthetic log -> {copy / 'data'}"
 
@@ -285,23 +308,37 @@ def test_damaged_results_are_made_again(copy: Path) -> None:
 
 def test_a_result_does_not_vouch_for_weights_of_another_recipe(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # trained with one recipe, killed while training with another, then called with the first again
-    expected = (copy / "models" / "light" / "best.pt").read_bytes()
+    expected = weights(copy, "light")
     run, _ = opened(copy, "train.lr=0.05")
     with monkeypatch.context() as patch:
         patch.setattr("ctrkit.run.write_json", _killed)
-        patch.setattr(run, "_results", {})
         run.__dict__["log"] = PreparedLog.open(copy / "data")
         with pytest.raises(KeyboardInterrupt):
             run.train("light")
-    assert (copy / "models" / "light" / "best.pt").read_bytes() != expected
+    assert not equal(weights(copy, "light"), expected)
     run, _ = opened(copy)
     run.train("light")
-    loaded = torch.load(copy / "models" / "light" / "best.pt", weights_only=True)
-    shutil.rmtree(copy / "models" / "light")
-    run, _ = opened(copy)
-    run.train("light")
-    again = torch.load(copy / "models" / "light" / "best.pt", weights_only=True)
-    assert all(torch.equal(loaded[name], again[name]) for name in again)
+    assert equal(weights(copy, "light"), expected)
+
+
+def test_without_the_best_weights_a_result_is_worth_nothing(copy: Path) -> None:
+    expected = weights(copy, "light")
+    shutil.rmtree(copy / "models" / "light" / CHECKPOINTS)
+    run, said = opened(copy)
+    result = run.train("light")
+    assert any(line.startswith("train light: ") and "up to date" not in line for line in said)
+    assert result["steps"] > 0
+    assert equal(weights(copy, "light"), expected)
+
+
+def test_the_last_checkpoints_are_kept_beside_the_best(copy: Path) -> None:
+    run, _ = opened(copy, "train.lr=0.01", "train.keep_checkpoints=3", "train.patience=100", "train.epochs=3")
+    result = run.train("light")
+    place = copy / "models" / "light"
+    steps = [json.loads(line)["step"] for line in (place / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 6
+    kept = sorted({*steps[-3:], result["best_step"]})
+    assert [path.name for path in sorted((place / CHECKPOINTS).iterdir())] == [f"step-{step:08d}" for step in kept]
 
 
 def _killed(path: Path, content: Any) -> None:
@@ -319,9 +356,9 @@ def test_a_killed_training_goes_on_to_the_same_figures(copy: Path, tmp_path: Pat
     command = [sys.executable, "-m", "ctrkit.cli", "train", str(small_recipe.write(tmp_path)), "--model", "rocket"]
     command += ["--out", str(copy), "--quiet", *(part for one in LONG for part in ("--set", one))]
     rocket = copy / "models" / "rocket"
-    old = (rocket / "last.pt").stat().st_mtime_ns
+    old = (rocket / "metrics.jsonl").stat().st_mtime_ns
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not _newer(rocket / "last.pt", old):
+        while process.poll() is None and not _newer(rocket / "metrics.jsonl", old):
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         _, stderr = process.communicate()
@@ -335,7 +372,9 @@ def test_a_killed_training_goes_on_to_the_same_figures(copy: Path, tmp_path: Pat
     assert summary["models"] == other.evaluation["networks"]
     assert any(line.startswith("train rocket: ") and "up to date" not in line for line in said)
     assert len((rocket / "metrics.jsonl").read_text().splitlines()) == 80
-    assert not [path for path in rocket.iterdir() if path.name.startswith(".")]
+    assert any(line.startswith("  goes on from step ") for line in said)
+    assert equal(weights(copy, "rocket"), weights(undisturbed, "rocket"))
+    assert not [path for path in (*rocket.iterdir(), *(rocket / CHECKPOINTS).iterdir()) if path.name.startswith(".")]
 
 
 def _newer(path: Path, than: int) -> bool:
@@ -383,6 +422,30 @@ def test_a_light_model_alone(copy: Path) -> None:
 # --- what goes wrong
 
 
+def test_row_groups_that_cannot_be_read_are_left_out_and_counted_if_asked(copy: Path) -> None:
+    log = PreparedLog.open(copy / "data")
+    file = log.files("train")[0]
+    group_rows = pq.read_metadata(file).row_group(1).num_rows
+    small_run.damage_row_group(file, 1, "price")
+    run, _ = opened(copy, "train.seed=1")
+    with pytest.raises(UserError, match=rf"{file.name}, row group 1: cannot be read"):
+        run.train("light")
+    del run  # and its lock
+    run, said = opened(copy, "train.skip_unreadable=true")
+    result = run.train("light")
+    epochs, rest = divmod(result["steps"], -(-log.rows("train") // 256))
+    assert (epochs, rest) == (2, 0)
+    assert result["unreadable_rows"] == 2 * group_rows  # in each epoch
+    [warning] = [line for line in said if "row group 1" in line]
+    assert warning.startswith("  warning: ")
+    assert warning.endswith("its rows are left out")
+    del run
+    (copy / "models" / "light" / "result.json").unlink()  # as if it had been killed before it was written
+    run, _ = opened(copy, "train.skip_unreadable=true")
+    assert run.train("light") == result
+    assert json.loads((copy / "models" / "booster" / "result.json").read_text())["unreadable_rows"] == 0
+
+
 @pytest.mark.parametrize("device", ["cuda:17", "no such device"])
 def test_a_device_that_is_not_there(copy: Path, device: str) -> None:
     before = times(copy)
@@ -404,13 +467,13 @@ def test_the_costliest_network_is_found_without_building_any(copy: Path, monkeyp
     run, _ = opened(copy)
     shutil.rmtree(copy / "bench")
     assert run.bundle.manifest.name == "rocket_light"  # on disk
-    built, objective = list[str](), run._objective
+    built = list[str]()
 
-    def watched(model: str) -> Objective:
+    def watched(recipe: Recipe, model: str, *place: Any) -> Objective:
         built.append(model)
-        return objective(model)
+        return trained(recipe, model, *place)
 
-    monkeypatch.setattr(run, "_objective", watched)
+    monkeypatch.setattr("ctrkit.run.trained", watched)
     bundle = run.booster_bundle
     assert bundle is not None
     assert bundle.manifest.name == "booster"
@@ -445,7 +508,7 @@ def test_another_booster_leaves_the_light_tower_alone(copy: Path) -> None:
     run, _ = opened(copy, "towers.booster.hidden=[12]")
     _ = run.evaluation
     rewritten = changed(copy, before)
-    assert "models/booster/best.pt" in rewritten
+    assert "booster" in checkpointed(rewritten)
     assert not any(name.startswith("models/light/") for name in rewritten)
 
 
@@ -470,6 +533,7 @@ def test_a_monitor_that_validation_does_not_define_stops_before_the_first_step(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = opened(copy, "train.seed=1")
+    before = times(copy / "models")
     read = PreparedLog.read_columns
 
     def one_class(log: PreparedLog, part: Part, names: Sequence[str]) -> pa.Table:
@@ -479,4 +543,4 @@ def test_a_monitor_that_validation_does_not_define_stops_before_the_first_step(
     monkeypatch.setattr(PreparedLog, "read_columns", one_class)
     with pytest.raises(UserError, match="'gauc' is not defined on the validation part"):
         run.train("light")
-    assert not (copy / "models" / "light" / "result.json").exists()
+    assert times(copy / "models") == before

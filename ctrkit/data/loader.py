@@ -11,7 +11,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.data.rows import OrderedRows, RowGroups, Rows
+from ctrkit.data.rows import OrderedRows, RowGroups, Rows, concatenate
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema
 
@@ -108,6 +108,10 @@ class Loader:
     def num_batches(self) -> int:
         """Batches an epoch; the last one may be smaller."""
         return -(-self.num_rows // self.batch_size)
+
+    def empty(self) -> Batch:
+        """A batch without impressions: the part in a step of a process that has no more of its own."""
+        return self._batch(concatenate([]))
 
     def origin(self, index: int) -> tuple[Path, int]:
         """File and row group that `Batch.origin_B` means."""

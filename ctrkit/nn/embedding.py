@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import DataType, PoolingType
 
 from ctrkit.data.batch import Batch
 from ctrkit.nn.lookup import Address, Bags, Pooling, look_up
@@ -52,6 +52,28 @@ class Lookup:
     """None: one row an impression."""
 
 
+@dataclass(frozen=True, eq=False)
+class TablePart:
+    """Rows of one table that lie in this process, in a parameter with rows of others."""
+
+    table: str
+    num_rows: int
+    """Of the whole table."""
+    dim: int
+    first_row: int
+    """Place in the table of the first row that is here."""
+    rows: int
+    """That are here."""
+    stack: nn.Parameter
+    """The parameter."""
+    start: int
+    """Where the rows begin in it."""
+
+    def rows_of(self, stacked: Tensor) -> Tensor:
+        """The same rows of a tensor that has as many as `stack`: the weights, or what an optimizer keeps of them."""
+        return stacked.narrow(0, self.start, self.rows)
+
+
 class Embedding(nn.Module):
     """Pooled embeddings of all sparse features, then the dense features: x[B, X].
 
@@ -80,18 +102,24 @@ class Embedding(nn.Module):
         super().__init__()
         self.tables = tuple(tables)
         self.num_dense = num_dense
+        self.init_std, self.seed = init_std, seed
+        self.dtype = torch.float16 if precision == "fp16" else torch.float32
         self._first_row: dict[str, int] = {}
         self.stacks = nn.ParameterDict()
-        for dim, members in _by_dim(tables).items():
+        for members in _by_dim(tables).values():
             num_rows = 0
             for table in members:
                 self._first_row[table.name] = num_rows
                 num_rows += table.num_rows
-            dtype = torch.float16 if precision == "fp16" else torch.float32
-            self.stacks[str(dim)] = nn.Parameter(torch.empty(num_rows, dim, dtype=dtype))
-        for name, weight in self.table_weights().items():
-            draw_rows(weight, std=init_std, seed=seed, table=name)
         self.lookups = self._lookups()
+        self._allocate()
+
+    def _allocate(self) -> None:
+        for dim, members in _by_dim(self.tables).items():
+            num_rows = sum(table.num_rows for table in members)
+            self.stacks[str(dim)] = nn.Parameter(torch.empty(num_rows, dim, dtype=self.dtype))
+        for part in self.parts():
+            self.draw(part)
 
     def _lookups(self) -> tuple[Lookup, ...]:
         """By width; within it single rows, then lists to be averaged, then lists to be summed."""
@@ -116,31 +144,50 @@ class Embedding(nn.Module):
             start += lookup.dim
         return columns
 
+    def parts(self) -> list["TablePart"]:
+        """Where the rows of each table lie."""
+        return [
+            TablePart(t.name, t.num_rows, t.dim, 0, t.num_rows, self.stacks[str(t.dim)], self._first_row[t.name])
+            for t in self.tables
+        ]
+
+    def sharded_as(self, table: str) -> list[tuple[int, int, str]] | None:
+        """First row, rows and place of every shard of a table, on whatever process; None where it is not sharded."""
+        return None
+
+    def draw(self, part: "TablePart") -> None:
+        """Fill the rows of a part with what training starts from."""
+        draw_rows(
+            part.rows_of(part.stack.detach()),
+            std=self.init_std,
+            seed=self.seed,
+            table=part.table,
+            first_row=part.first_row,
+        )
+
     def table_weights(self) -> dict[str, Tensor]:
         """The [V, E] weights of each table by name: views of `stacks`, so changes in place reach them."""
-        return {
-            table.name: self.stacks[str(table.dim)].detach().narrow(0, self._first_row[table.name], table.num_rows)
-            for table in self.tables
-        }
+        return {part.table: part.rows_of(part.stack.detach()) for part in self.parts()}
 
     def embedding_bag_collection(self) -> EmbeddingBagCollection:
         """The same tables, in the same memory, as the module that TorchRec shards."""
-        collection = EmbeddingBagCollection(
-            tables=[
-                EmbeddingBagConfig(
-                    name=_module_name(table.name),
-                    num_embeddings=table.num_rows,
-                    embedding_dim=table.dim,
-                    feature_names=list(table.features),
-                    pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
-                )
-                for table in self.tables
-            ],
-            device=torch.device("meta"),
-        )
+        collection = EmbeddingBagCollection(tables=self._bag_configs(), device=torch.device("meta"))
         for name, weight in self.table_weights().items():
-            collection.embedding_bags[_module_name(name)].weight = nn.Parameter(weight)
+            collection.embedding_bags[module_name(name)].weight = nn.Parameter(weight)
         return collection
+
+    def _bag_configs(self) -> list[EmbeddingBagConfig]:
+        return [
+            EmbeddingBagConfig(
+                name=module_name(table.name),
+                num_embeddings=table.num_rows,
+                embedding_dim=table.dim,
+                feature_names=list(table.features),
+                pooling=PoolingType.MEAN if table.pooling == "mean" else PoolingType.SUM,
+                data_type=DataType.FP16 if self.dtype == torch.float16 else DataType.FP32,
+            )
+            for table in self.tables
+        ]
 
     def address(self, batch: Batch) -> Mapping[str, Address]:
         """What a batch reads of each stack: independent of the weights, so a thread may make it ahead of the step."""
@@ -221,7 +268,7 @@ def _kind(lookup: Lookup) -> tuple[int, str]:
 
 def _rows_by_feature(batch: Batch, lookups: Sequence[Lookup]) -> dict[str, tuple[Tensor, Tensor]]:
     """Stacked rows and lengths [B] of each feature: row[B] of a single one, else the lists one after another."""
-    values, length_FB = batch.sparse.values(), batch.sparse.lengths().view(-1, len(batch))
+    values, length_FB = batch.sparse.values(), batch.sparse.lengths().view(len(batch.sparse.keys()), len(batch))
     offset, position = batch.sparse.offset_per_key(), {key: i for i, key in enumerate(batch.sparse.keys())}
     found = {}
     for lookup in lookups:
@@ -230,5 +277,11 @@ def _rows_by_feature(batch: Batch, lookups: Sequence[Lookup]) -> dict[str, tuple
     return found
 
 
-def _module_name(table: str) -> str:
+def module_name(table: str) -> str:
+    """A table's name without dots, as the name of a module must be."""
     return table.replace("%", "%25").replace(".", "%2E")
+
+
+def table_name(module: str) -> str:
+    """The table of a `module_name`."""
+    return module.replace("%2E", ".").replace("%25", "%")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
+from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.network import Network
 
 
@@ -35,9 +36,17 @@ class Objective(nn.Module, ABC):
         The trainer minimises the weighted mean over the batch of their sum; kept apart so that each can be logged.
         """
 
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses: what a wrapper of the module calls."""
+        return self.losses(batch)
+
     @abstractmethod
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """logit[B] of every network in `networks`, sharing what they share."""
+
+    def tables(self) -> list[Embedding]:
+        """Every embedding, each once."""
+        return [embedding for embedding in self.embeddings if isinstance(embedding, Embedding)]
 
     def networks(self) -> Mapping[str, Network]:
         """Every network that can predict, by its role."""

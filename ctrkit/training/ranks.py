@@ -40,11 +40,19 @@ class Ranks:
         # of TorchRec's and torch's own calls of each other
         for category in (FutureWarning, UserWarning):
             warnings.filterwarnings("ignore", category=category, module=r"torch(rec)?\.")
+        warnings.filterwarnings("ignore", message="Please use DTensor")  # TorchRec shards tables as ShardedTensors
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size))
         return cls(distributed.get_rank(), size, local_rank, local_size)
+
+    def leave(self) -> "Ranks":
+        """Part when all have come here; this process alone."""
+        if self.size > 1:
+            distributed.barrier()
+            distributed.destroy_process_group()
+        return Ranks()
 
     @classmethod
     def of_group(cls) -> "Ranks":

@@ -41,10 +41,16 @@ class TableOptimizer(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(list(params), {"method": method, "lr": lr, "l2": l2, "betas": betas, "eps": eps})
+        super().__init__(list(params), {"method": method, "lr": lr, "l2": l2, "betas": betas, "eps": eps, "steps": 0})
         for group in self.param_groups:
             for weight in group["params"]:
                 self.state[weight] = _initial_state(weight, group)
+
+    def state_like(self, num_rows: int, dim: int) -> dict[str, Tensor]:
+        """Shapes and types of what is kept, row by row, of a table; on the meta device."""
+        weight = torch.empty(num_rows, dim, device="meta")
+        state = _initial_state(weight, self.param_groups[0] if self.param_groups else self.defaults)
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Read what `state_dict` gave, bit for bit."""
@@ -65,6 +71,7 @@ class TableOptimizer(torch.optim.Optimizer):
         """Update the rows that have a gradient."""
         assert closure is None, "no closure"
         for group in self.param_groups:
+            group["steps"] += 1
             for weight in group["params"]:
                 if weight.grad is not None:
                     _step(weight, self.state[weight], group)
@@ -72,7 +79,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
 
 def _initial_state(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, Any] = {"step": 0}
+    state: dict[str, Any] = {}
     match group["method"]:
         case "adam":
             # both moments of a row lie together: half as many places of memory to go to in a step
@@ -93,12 +100,11 @@ def _zeros(weight: Tensor, width: int) -> Tensor:
 def _step(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     assert weight.grad is not None
     row_R, gradient_RE = _summed(weight.grad)
-    state["step"] += 1
     weight_RE = weight.index_select(0, row_R).float()
     if group["l2"]:
-        missed_R1 = (state["step"] - state["last"].index_select(0, row_R)).unsqueeze(1)
-        gradient_RE.addcmul_(weight_RE, missed_R1.to(weight.dtype), value=group["l2"])
-        state["last"].index_fill_(0, row_R, state["step"])
+        missed_R1 = (group["steps"] - state["last"].index_select(0, row_R)).unsqueeze(1)
+        gradient_RE.addcmul_(weight_RE, missed_R1.to(weight_RE.dtype), value=group["l2"])
+        state["last"].index_fill_(0, row_R, group["steps"])
     if group["method"] == "adam":
         _adam(weight_RE, row_R, gradient_RE, state, group)
     else:
@@ -140,5 +146,5 @@ def _adam(weight_RE: Tensor, row_R: Tensor, gradient_RE: Tensor, state: dict[str
     mean_RE.lerp_(gradient_RE, 1 - beta1)
     square_RE.mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
     state["moments"].index_copy_(0, row_R, moments_RM)
-    scale: float = group["lr"] * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+    scale: float = group["lr"] * (1 - beta2 ** group["steps"]) ** 0.5 / (1 - beta1 ** group["steps"])
     weight_RE.addcdiv_(mean_RE, square_RE.contiguous().sqrt_().add_(group["eps"]), value=-scale)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ctrkit.atomic import atomic_file, remove_leftovers
+from ctrkit.data.ahead import read_ahead
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
-from ctrkit.training.checkpoint import load_checkpoint, resumable, save_checkpoint
+from ctrkit.training import state
+from ctrkit.training.checkpoints import Checkpoints, Found, StoredTensors
 from ctrkit.training.progress import Progress, RunningLosses
+from ctrkit.training.ranks import Ranks
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a training's checkpoints in its directory."""
 
 Evaluate = Callable[[Objective], Mapping[str, Report]]
 """Reports on the validation part, by role."""
@@ -28,12 +34,12 @@ Evaluate = Callable[[Objective], Mapping[str, Report]]
 class Trainer:
     """Trains an objective until the epochs are over or the monitored metric has stopped to improve.
 
-    The directory is this run's alone. After each evaluation the run is saved: `last.pt`, from which `fit` goes on after
-    it was killed, and `best.pt`, the weights with the best metric so far, which `fit` leaves in the objective.
-    `metrics.jsonl` has a line an evaluation.
+    The directory is this run's alone. After each evaluation the run is saved under `checkpoints`
+    (`ctrkit.training.checkpoints`): `fit` goes on from the last one after it was killed, also with another number of
+    processes, and leaves the weights of the best one in the objective. `metrics.jsonl` has a line an evaluation.
 
     Args:
-        objective: what is trained.
+        objective: what is trained; with several ranks, after `ctrkit.training.sharding.shard`.
         optimizers: step together; schedulers likewise.
         schedulers: stepped once a batch.
         directory: of the run.
@@ -46,6 +52,9 @@ class Trainer:
         clipped: parameters whose gradient is clipped (the towers'; the tables' updates are scaled by row).
         device: where the objective is.
         precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
+        keep: checkpoints that stay, beside the best one.
+        ranks: that train together, each with its share of every batch; all of them call `fit`.
+        model: what is called for the losses of a batch; the objective if not given.
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
         say: told what is wrong but stops nothing, a line at a time.
@@ -67,6 +76,9 @@ class Trainer:
         clipped: list[nn.Parameter] | None = None,
         device: torch.device | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        keep: int = 1,
+        ranks: Ranks | None = None,
+        model: nn.Module | None = None,
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
@@ -81,9 +93,12 @@ class Trainer:
         self.clip_norm, self.clipped = clip_norm, clipped or []
         self.device = device or torch.device("cpu")
         self.precision = precision
-        self.quiet = quiet
+        self.ranks = ranks or Ranks()
+        self.model = model or objective
+        self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
         self.say = say
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=keep, ranks=self.ranks, say=say)
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._mark = 0.0  # when the clock of `Progress.seconds` was last read
@@ -103,9 +118,9 @@ class Trainer:
             with self._bar(train.num_rows * self.epochs, done) as bar:
                 batches = train.epoch(self.progress.epoch, skip_batches=self.progress.batches)
                 self._mark = time.perf_counter()
-                for batch in batches:
-                    self._train_step(batch, train, running)
-                    bar.update(len(batch))
+                for batch in read_ahead(self._ready(batch) for batch in batches):
+                    rows = self._train_step(batch, train, running)
+                    bar.update(rows)
                     if self.progress.step % 20 == 0:
                         bar.set_postfix(running.means(), refresh=False)
                     if self._evaluation_due(train.num_batches):
@@ -115,10 +130,23 @@ class Trainer:
                         self._mark = time.perf_counter()
                         if self._finished():
                             break
-        best = load_checkpoint(self.directory / "best.pt")
-        assert best is not None, "there is one after the first evaluation"
-        self.objective.load_state_dict(best)
+        self._load_best()
         return self.progress
+
+    def digest(self) -> str:
+        """What identifies the best weights, whoever saved them."""
+        best = self.checkpoints.best()
+        assert best is not None, "there is one after the first evaluation"
+        names = state.weights(self.objective).keys()
+        return self.ranks.on_first(lambda: StoredTensors(best.path).digest(names))
+
+    def _ready(self, batch: Batch) -> Batch:
+        """What does not depend on the weights, done in another thread while the step before runs."""
+        moved = batch.to(self.device)
+        for embedding in self.objective.tables():
+            for address in embedding.address(moved).values():
+                address.grouped()
+        return moved
 
     def _finished(self) -> bool:
         return self.progress.epoch >= self.epochs or self.progress.stale >= self.patience
@@ -139,17 +167,31 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> None:
-        moved = batch.to(self.device)
+    def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> int:
+        """One step of all processes; the rows of the whole batch."""
+        rows = int(self.ranks.sum(torch.tensor(len(batch))))
+        if rows:  # none if none of them could be read: nothing is to be learnt
+            self._update(batch, rows, train, running)
+        self.progress.step += 1
+        self.progress.batches += 1
+        self.progress.rows += rows
+        now = time.perf_counter()
+        self.progress.seconds += now - self._mark
+        self._mark = now
+        return rows
+
+    def _update(self, batch: Batch, rows: int, train: Loader, running: RunningLosses) -> None:
+        """Move the weights by one batch, of so many rows over all processes."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = self.objective.losses(moved)
-        means = {name: (moved.weight_B * loss_B).mean() for name, loss_B in losses.items()}
-        total = torch.stack(list(means.values())).sum()
-        if not math.isfinite(total.item()):
+            losses = self.model(batch)
+        sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
+        means = self.ranks.sum(sums.detach() / rows)
+        if not math.isfinite(means.sum().item()):
             raise self._diverged(batch, train, "the loss")
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
+        # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
+        torch.autograd.backward(sums.sum() * (self.ranks.size / rows))
         if self.clipped:
             norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
             if not math.isfinite(norm.item()):
@@ -158,13 +200,7 @@ class Trainer:
             optimizer.step()
         for scheduler in self.schedulers:
             scheduler.step()
-        running.add({name: mean.item() for name, mean in means.items()})
-        self.progress.step += 1
-        self.progress.batches += 1
-        self.progress.rows += len(batch)
-        now = time.perf_counter()
-        self.progress.seconds += now - self._mark
-        self._mark = now
+        running.add(dict(zip(losses, means.tolist(), strict=True)))
 
     def _diverged(self, batch: Batch, train: Loader, what: str) -> UserError:
         """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
@@ -178,10 +214,10 @@ class Trainer:
         else:
             path, group = train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
             cause = f"{path}, row group {group}, holds a value that is not finite: mend or drop it."
-        kept = self.directory / "last.pt"
+        kept = self.checkpoints.latest()
         return UserError(
             f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}). {cause} "
-            + (f"The last good checkpoint is kept: {kept}." if kept.exists() else "There is no checkpoint yet.")
+            + (f"The last good checkpoint is kept: {kept.path}." if kept else "There is no checkpoint yet.")
         )
 
     def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
@@ -202,8 +238,7 @@ class Trainer:
         self.history.append(line)
         if better:
             progress.best, progress.best_step = value, progress.step
-            save_checkpoint(self.directory / "best.pt", self.objective.state_dict())
-        self._save()
+        self._save(best=better)
         self._log(line)
 
     def _log(self, line: dict[str, Any]) -> None:
@@ -215,43 +250,92 @@ class Trainer:
                     if value is not None:
                         self.log_scalars(f"valid/{role}/{name}", value, line["step"])
 
-    def _state(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, Any]:
         return {
             "fingerprint": self.fingerprint,
-            "objective": self.objective.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "progress": vars(self.progress).copy(),
             "history": self.history,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "optimizers": [
+                [{key: group[key] for key in ("lr", "steps") if key in group} for group in optimizer.param_groups]
+                for optimizer in self.optimizers
+            ],
+            "processes": self.ranks.size,
         }
 
-    def _save(self) -> None:
-        save_checkpoint(self.directory / "last.pt", self._state())
-        lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        with atomic_file(self.directory / "metrics.jsonl") as file:
-            file.write(lines.encode())
+    def _tensors(self) -> state.Tensors:
+        return {**state.weights(self.objective), **state.optimizer_state(self.objective, self.optimizers)}
+
+    def _save(self, *, best: bool) -> None:
+        random = state.random_state(self.ranks.rank, self.device)
+        try:
+            self.checkpoints.save(self.progress.step, {**self._tensors(), **random}, self._values(), best=best)
+        except OSError as error:
+            raise UserError(
+                f"{self.checkpoints.directory}: the checkpoint of step {self.progress.step} cannot be written "
+                f"({error.strerror}); what was there before is kept"
+            ) from error
+        self._write_history()
+
+    def _write_history(self) -> None:
+        if self.ranks.rank == 0:
+            lines = "".join(json.dumps(line) + "\n" for line in self.history)
+            with atomic_file(self.directory / "metrics.jsonl") as file:
+                file.write(lines.encode())
 
     def _resume(self) -> None:
-        remove_leftovers(self.directory)
-        state = resumable(self.directory / "last.pt", self._state(), self.say)
-        if state is None or load_checkpoint(self.directory / "best.pt") is None:
-            for name in ("last.pt", "best.pt", "metrics.jsonl"):  # of another run: never taken for this one's
-                (self.directory / name).unlink(missing_ok=True)
+        """Go on from the last whole checkpoint, if it is of this run; else remove what lies there."""
+        if self.ranks.rank == 0:
+            remove_leftovers(self.directory)
+        self.checkpoints.remove_leftovers()
+        checkpoints = self.checkpoints.all()
+        for index, found in enumerate(checkpoints):
+            if found.values.get("fingerprint") != self.fingerprint:
+                break
+            try:
+                self._restore(found)
+            except UserError as error:
+                self.say(f"  warning: {error}")
+                self.checkpoints.remove(found)  # it would stand for the newest when the next ones are saved
+                continue
+            self._check_best(checkpoints[index:])
+            self._write_history()  # it may have been killed before that
+            if not self._finished():
+                self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
             return
-        self.objective.load_state_dict(state["objective"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+        self.checkpoints.clear()
+        if self.ranks.rank == 0:
+            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+
+    def _restore(self, found: Found) -> None:
+        random = state.random_state(self.ranks.rank, self.device)
+        same = found.values["processes"] == self.ranks.size
+        self.checkpoints.load(found, {**self._tensors(), **(random if same else {})}, partial=True)
+        if same:  # other ranks have other generators: they go on from their seeds
+            state.set_random_state(random, self.device)
+        for optimizer, groups in zip(self.optimizers, found.values["optimizers"], strict=True):
+            for group, saved in zip(optimizer.param_groups, groups, strict=True):
+                group.update(saved)
+        for scheduler, saved in zip(self.schedulers, found.values["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        self.progress = Progress(**state["progress"])
-        self.history = state["history"]
-        if not self._finished():
-            self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.progress = Progress(**found.values["progress"])
+        self.history = found.values["history"]
+
+    def _check_best(self, checkpoints: Sequence[Found]) -> None:
+        """See to it that the best weights are whole; the first checkpoint is the one that has been restored."""
+        best = next((found for found in checkpoints if found.is_best), None)
+        if best is None or best.step != self.progress.best_step:
+            raise UserError(
+                f"{self.checkpoints.directory}: the best weights, of step {self.progress.best_step}, are missing or "
+                f"damaged; delete {self.directory} to train from the start"
+            )
+        if best is not checkpoints[0]:
+            self.checkpoints.open(best)  # reads every byte: damage is not found only after the last step
+
+    def _load_best(self) -> None:
+        best = self.checkpoints.best()
+        assert best is not None, "there is one after the first evaluation"
+        self.checkpoints.load(best, state.weights(self.objective), partial=True)
 
 
 def check_monitor(monitor: str, report: Report) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 
-from benchmarks import training, training_floor
+from benchmarks import training, training_floor, training_parquet
 from benchmarks import training_steps as steps
 from benchmarks.training import LARGE, SMALL, Contender, Measured
 from benchmarks.training_steps import BATCH, DIM, FIELDS, Build, Impressions, Precision, Trainable
@@ -37,6 +37,19 @@ def test_every_way_moves_the_rows_that_the_ids_name(build: Build, kept: int, wid
         tables = [state for state in ready.state() if state.ndim == 2 and state.shape[1] == width]
         moved = sum(int(table.ne(0).any(1).sum()) for table in tables)
         assert moved == kept * FIELDS * (seed + 1), precision
+
+
+def test_from_parquet_the_same_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_parquet, "ROWS", 3 * BATCH)
+    monkeypatch.setattr(training_parquet, "SHUFFLE_ROWS", BATCH)
+    ready = training_parquet.from_parquet("light")(50)
+    given = [Impressions(torch.zeros(FIELDS, 1, dtype=torch.int64), torch.zeros(1))] * 2
+    for _ in range(3):  # beyond the end of the log
+        ready.train["fp32"](given)
+    (counts,) = {int(state) for state in ready.state() if state.ndim == 0}
+    assert counts == 6
+    (moments,) = [state for state in ready.state() if state.ndim == 2 and state.shape == (FIELDS * 50, 2 * DIM)]
+    assert (moments != 0).any(1).all()  # every id occurs
 
 
 def test_every_batch_given_to_ctrkit_is_a_step_of_its_trainer() -> None:

@@ -17,7 +17,8 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import RocketLaunching, Route
-from ctrkit.training.checkpoint import load_checkpoint, save_checkpoint
+from ctrkit.training import state
+from ctrkit.training.checkpoints import Checkpoints
 from tests import networks
 
 
@@ -154,15 +155,14 @@ def test_loss_falls_to_near_zero_on_64_rows(case: Case) -> None:
 def test_save_and_load_give_the_same_logits(case: Case, tmp_path: Path) -> None:
     torch.manual_seed(1)
     objective, batch = case.make(), networks.batch(64)
-    save_checkpoint(tmp_path / "best.pt", objective.state_dict())
+    store = Checkpoints(tmp_path)
+    saved = store.save(1, state.weights(objective), {}, best=True)
     other = case.make()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.normal_()
     before = other.logits(batch)
-    weights = load_checkpoint(tmp_path / "best.pt")
-    assert weights is not None
-    other.load_state_dict(weights)
+    store.load(saved, state.weights(other))
     for role, logit_B in objective.logits(batch).items():
         assert not torch.equal(before[role], logit_B)
         assert torch.equal(other.logits(batch)[role], logit_B)
@@ -233,13 +233,12 @@ def test_a_copy_has_networks_of_its_own(case: Case) -> None:
 
 
 @every_objective
-def test_shared_tables_are_saved_once(case: Case, tmp_path: Path) -> None:
+def test_shared_tables_are_saved_once(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(networks.NUM_ROWS, "item", 50_000)
     objective = case.make()
-    large = torch.nn.Parameter(torch.zeros(50_000, 8))
-    for network in objective.networks().values():
-        network.embedding.register_parameter("large", large)
-    save_checkpoint(tmp_path / "best.pt", objective.state_dict())
-    assert (tmp_path / "best.pt").stat().st_size < 1.5 * large.nbytes
+    saved = Checkpoints(tmp_path).save(1, state.weights(objective), {}, best=True)
+    large = 50_000 * networks.DIM * 4
+    assert large < sum(path.stat().st_size for path in saved.path.iterdir()) < 1.5 * large
 
 
 @every_objective

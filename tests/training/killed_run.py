@@ -4,7 +4,7 @@
 
 The process itself never computes, so that it can fork: each child trains in its turn. It prints a JSON line for each
 place: the child's fate, what lay in the directory then, and whether the run that went on ended equal to an undisturbed
-one.
+one. (Every file operation of a checkpoint by itself: `tests.training.killed_checkpoint`.)
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,10 @@ import torch
 
 from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
-from ctrkit.training import checkpoint, trainer
+from ctrkit.training import checkpoints
+from ctrkit.training.trainer import CHECKPOINTS, Trainer
 from tests.training import small_run
 
-_write = torch.save
 EVALUATIONS = 4
 
 
@@ -32,49 +33,62 @@ def die() -> NoReturn:
     raise AssertionError
 
 
-def train(log: Path, directory: Path, place: str | None = None, number: int = 0) -> None:
-    """Train; die at the given time that the run comes by a place."""
+def die_at(place: str | None, number: int) -> Callable[[], None]:
+    """Die at the given time that the run comes by a place; what to call at the place "evaluation"."""
     counts: dict[str, int] = {}
 
     def passing(name: str) -> bool:
         counts[name] = counts.get(name, 0) + 1
         return name == place and counts[name] == number
 
-    def save(path: Path, content: Any) -> None:
-        name = path.stem
+    def before(owner: Any, method: str, name: str, act: Callable[..., None] = lambda *_: None) -> None:
+        work = getattr(owner, method)
 
-        def write(content: Any, file: Any) -> None:
-            if passing(f"within {name}"):
-                file.write(b"half of it")
-                file.flush()
+        def watched(*arguments: Any) -> Any:
+            if passing(name):
+                act(*arguments)
                 die()
-            _write(content, file)
+            return work(*arguments)
 
-        checkpoint.torch.save = write  # type: ignore[attr-defined]
-        checkpoint.save_checkpoint(path, content)
-        if passing(f"after {name}"):
-            die()
+        setattr(owner, method, watched)
 
-    setattr(trainer, "save_checkpoint", save)  # noqa: B010
+    def write_half(writer: Any, *_: Any) -> None:
+        (writer.directory / "__0_0.distcp").write_bytes(b"half of it")
+
+    before(checkpoints._Writer, "write_data", "tensors", write_half)
+    before(checkpoints, "_complete", "manifest")
+    before(checkpoints.Checkpoints, "_remove_superseded", "removal")
+    before(Trainer, "_write_history", "metrics")
+    before(Trainer, "_log", "end of saving")
+    return lambda: die() if passing("evaluation") else None
+
+
+def train(log: Path, directory: Path, place: str | None = None, number: int = 0) -> None:
+    """Train; die at the given time that the run comes by a place."""
+    at_evaluation = die_at(place, number)
     train_log = small_run.loader(log)
     metric = small_run.mean_logit(log)
 
     def evaluate(objective: Objective) -> Mapping[str, Report]:
-        if passing("evaluation"):
-            die()
-        return metric(objective)
+        at_evaluation()
+        # the other way round: the first weights are the best, and lie beside the last ones
+        return {role: replace(report, gauc=-(report.gauc or 0.0)) for role, report in metric(objective).items()}
 
     run = small_run.trainer(
         small_run.rocket(), directory, train_log, epochs=2, evaluations_per_epoch=EVALUATIONS // 2, table_l2=1e-3
     )
     run.fit(train_log, evaluate)
     # what the best checkpoint hides: the state at the end
-    state = checkpoint.load_checkpoint(directory / "last.pt")
-    assert state is not None
-    state["progress"]["seconds"] = 0.0
-    for line in state["history"]:
+    last = run.checkpoints.latest()
+    assert last is not None
+    specs = run.checkpoints.open(last).specs
+    tensors = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
+    run.checkpoints.load(last, tensors)
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last.values["progress"]["seconds"] = 0.0
+    for line in (*last.values["history"], *metrics):
         line["seconds"] = 0.0
-    _write((run.objective.state_dict(), state), directory / "result.pt")
+    torch.save((dict(run.objective.state_dict()), tensors, last.values, metrics), directory / "result.pt")
 
 
 def in_a_child(work: Callable[[], None]) -> int:
@@ -96,12 +110,18 @@ def result(directory: Path) -> list[Any]:
     return [value.double().numpy().tobytes() if isinstance(value, torch.Tensor) else value for value in flat]
 
 
+def listing(directory: Path) -> list[str]:
+    """What lies in a run's directory and in the folder of its checkpoints."""
+    paths = [*directory.iterdir(), *directory.glob(f"{CHECKPOINTS}/*")]
+    return sorted(str(path.relative_to(directory)) for path in paths)
+
+
 def main(log: Path, directory: Path) -> None:
     """Kill at every place."""
     assert in_a_child(lambda: train(log, directory / "undisturbed")) == 0
     expected = result(directory / "undisturbed")
-    places = [("evaluation", 1), ("evaluation", 3), ("within best", 1), ("after best", 1), ("within last", 1)]
-    places += [("within last", 3), *(("after last", i + 1) for i in range(EVALUATIONS))]
+    places = [("evaluation", 1), ("evaluation", 3), ("tensors", 1), ("tensors", 3), ("manifest", 3), ("removal", 3)]
+    places += [*(("metrics", i + 1) for i in range(EVALUATIONS)), ("end of saving", 1), ("end of saving", 4)]
     for name, number in places:
         here = directory / f"{name} {number}"
 
@@ -112,14 +132,14 @@ def main(log: Path, directory: Path) -> None:
             train(log, here)
 
         fate = in_a_child(killed)
-        left = sorted(path.name for path in here.iterdir())
+        left = listing(here)
         assert in_a_child(resumed) == 0
         found = {
             "place": f"{name} {number}",
             "fate": fate,
             "left": left,
             "equal": result(here) == expected,
-            "after": sorted(path.name for path in here.iterdir()),
+            "after": listing(here) == listing(directory / "undisturbed"),
         }
         print(json.dumps(found), flush=True)
 

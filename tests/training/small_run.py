@@ -20,13 +20,17 @@ from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import RocketLaunching
 from ctrkit.schema import Schema
-from ctrkit.training.trainer import Evaluate, Trainer
+from ctrkit.training import state
+from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer
 from tests import networks
 
 ROWS, GROUP_ROWS, BATCH = 96, 24, 16
 
 
-def write_log(path: Path, *, poison: int | None = None, weight: Sequence[float] | None = None) -> Path:
+def write_log(
+    path: Path, *, poison: int | None = None, weight: Sequence[float] | None = None, group_rows: int = GROUP_ROWS
+) -> Path:
     """A prepared log of four row groups; the dense value of one row may be poisoned."""
     rng = np.random.default_rng(0)
     dense = rng.normal(size=(ROWS, 2)).astype(np.float32)
@@ -48,13 +52,24 @@ def write_log(path: Path, *, poison: int | None = None, weight: Sequence[float] 
         "price": dense[:, 0],
         "bid": dense[:, 1],
     }
-    pq.write_table(pa.table(columns), path, row_group_size=GROUP_ROWS)
+    pq.write_table(pa.table(columns), path, row_group_size=group_rows, write_page_checksum=True)
     return path
 
 
-def loader(path: Path, *, batch_size: int = BATCH, seed: int = 0, schema: Schema | None = None) -> Loader:
+def damage_row_group(path: Path, group: int, column: str) -> None:
+    """Change a byte of a column's last page."""
+    metadata = pq.read_metadata(path)
+    (index,) = (i for i in range(metadata.num_columns) if metadata.row_group(group).column(i).path_in_schema == column)
+    chunk = metadata.row_group(group).column(index)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def loader(path: Path, *, batch_size: int = BATCH, seed: int = 0, schema: Schema | None = None, **more: Any) -> Loader:
     """Its batches, shuffled."""
-    return Loader(schema or networks.schema(), [path], batch_size=batch_size, shuffle_rows=40, seed=seed)
+    settings: dict[str, Any] = {"shuffle_rows": 40, **more}
+    return Loader(schema or networks.schema(), [path], batch_size=batch_size, seed=seed, **settings)
 
 
 def rocket(seed: int = 0, *, dropout: float = 0.3) -> Objective:
@@ -132,9 +147,24 @@ def trainer(
         clip_norm=config.clip_norm,
         clipped=towers,
         precision=config.precision,
+        keep=config.keep_checkpoints,
         quiet=True,
         say=say,
     )
+
+
+def best_weights(directory: Path, into: Objective) -> dict[str, torch.Tensor]:
+    """The best weights that a run saved, by the objective's own names."""
+    checkpoints = Checkpoints(directory / CHECKPOINTS)
+    best = checkpoints.best()
+    assert best is not None
+    checkpoints.load(best, state.weights(into), partial=True)
+    return dict(into.state_dict())
+
+
+def steps(directory: Path) -> list[str]:
+    """What lies in the folder of a run's checkpoints."""
+    return sorted(path.name for path in (directory / CHECKPOINTS).iterdir())
 
 
 def equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ctrkit.nn import lookup
 from ctrkit.training.table_optimizer import Method, TableOptimizer, stochastically_rounded
 
 METHODS: tuple[Method, ...] = ("adam", "adagrad", "rowwise_adagrad")
@@ -157,6 +158,25 @@ def test_the_step_of_the_last_look_up_survives_a_checkpoint_exactly() -> None:
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert restored.state[weight]["last"].dtype == torch.int32
     assert restored.state[weight]["last"].tolist() == [0, 2**24 + 1]
+
+
+@every_method
+@pytest.mark.parametrize("l2", [0.0, 1e-2])
+def test_half_precision_learns_what_single_does(method: Method, l2: float) -> None:
+    torch.manual_seed(0)
+    single, half = table(), nn.Parameter(table().detach().half())
+    single.data.copy_(half.data)
+    for weight in (single, half):
+        optimizer = TableOptimizer([weight], method=method, lr=0.05, l2=l2)
+        for step in range(12):
+            optimizer.zero_grad()
+            weight.grad_dtype = torch.float32
+            address = lookup.Address(torch.tensor([[3, 3, 5 + step % 4, 20]]))
+            target = torch.randn(1, 16, generator=torch.Generator().manual_seed(step))
+            torch.autograd.backward((lookup.look_up(weight, address)[0] - target).square().sum())
+            optimizer.step()
+    assert (half - table()).abs().max() > 0.1
+    torch.testing.assert_close(half.float(), single.detach(), atol=0.02, rtol=0)
 
 
 @every_method

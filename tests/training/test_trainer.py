@@ -5,18 +5,22 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ctrkit.data.ahead import read_ahead
 from ctrkit.errors import UserError
-from ctrkit.training.checkpoint import load_checkpoint, save_checkpoint
+from ctrkit.training import trainer as trainer_module
+from ctrkit.training.trainer import CHECKPOINTS
 from tests import networks
+from tests.test_atomic import files_no_larger_than
 from tests.training import small_run
 from tests.training.small_run import Scripted, equal
 
@@ -58,9 +62,7 @@ def test_the_best_weights_are_those_of_the_best_evaluation(
     assert len(evaluation.seen) == 3
     assert equal(run.objective.state_dict(), evaluation.seen[best])
     assert not any(equal(evaluation.seen[best], other) for i, other in enumerate(evaluation.seen) if i != best)
-    saved = load_checkpoint(tmp_path / "run" / "best.pt")
-    assert saved is not None
-    assert equal(saved, evaluation.seen[best])
+    assert equal(small_run.best_weights(tmp_path / "run", small_run.rocket(seed=1)), evaluation.seen[best])
     assert run.progress.best == values[best]
     assert run.progress.best_step == 6 * (best + 1)
 
@@ -197,15 +199,20 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_weights(log: Path, tmp_path: 
     )
     assert program.returncode == 0, program.stderr
     places = [json.loads(line) for line in program.stdout.splitlines()]
-    assert len(places) == 10
+    assert len(places) == 12
     for place in places:
         assert place["fate"] == -9, place
         assert place["equal"], place
-        assert place["after"] == ["best.pt", "last.pt", "metrics.jsonl", "result.pt"], place
+        assert place["after"], place  # no more and no less than an undisturbed run leaves
     left = {place["place"]: place["left"] for place in places}
     assert left["evaluation 1"] == []
-    assert "last.pt" not in left["within last 1"]  # half of it lies there under another name
-    assert any(name.startswith(".last.pt") for name in left["within last 1"])
+    first, new = left["tensors 1"]  # half of it lies there under another name
+    assert first == CHECKPOINTS
+    assert new.startswith(f"{CHECKPOINTS}/.step-00000003.new-")
+    assert left["removal 3"] == [
+        CHECKPOINTS, *(f"{CHECKPOINTS}/step-{step:08d}" for step in (3, 6, 9)), "metrics.jsonl"
+    ]  # fmt: skip
+    assert "metrics.jsonl" not in left["metrics 1"]
 
 
 def test_a_finished_run_is_not_trained_again(log: Path, tmp_path: Path) -> None:
@@ -225,7 +232,7 @@ def test_a_run_of_another_fingerprint_starts_anew(log: Path, tmp_path: Path) -> 
 
 
 def test_the_weights_of_another_fingerprint_are_gone_before_new_ones_come(log: Path, tmp_path: Path) -> None:
-    # killed between best.pt and last.pt, then called with the old recipe again: that must not find the new best.pt
+    # killed before its first checkpoint, then called with the old recipe again: that must not find anything
     fit(log, tmp_path / "run", [0.9, 0.8, 0.7], fingerprint="old")
     train = small_run.loader(log)
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, fingerprint="new")
@@ -235,79 +242,209 @@ def test_the_weights_of_another_fingerprint_are_gone_before_new_ones_come(log: P
 
     with pytest.raises(KeyboardInterrupt):
         run.fit(train, killed)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert list((tmp_path / "run").rglob("*")) == [tmp_path / "run" / CHECKPOINTS]
 
 
-def test_without_the_best_weights_a_run_starts_anew(log: Path, tmp_path: Path) -> None:
-    first, _ = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
-    (tmp_path / "run" / "best.pt").unlink()
-    again, evaluation = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
-    assert len(evaluation.seen) == 3
-    assert equal(first.objective.state_dict(), again.objective.state_dict())
+def checkpoint(directory: Path, step: int) -> Path:
+    return directory / CHECKPOINTS / f"step-{step:08d}"
 
 
-def spoil_archive(last: Path) -> None:
-    last.write_bytes(b"not a checkpoint")
+def remove(path: Path) -> None:
+    shutil.rmtree(path)
 
 
-def cut(last: Path) -> None:
-    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+def spoil_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("{")
 
 
-def saved(last: Path) -> dict[str, Any]:
-    state = load_checkpoint(last)
-    assert isinstance(state, dict)
-    return state
+def forge_manifest(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "best": not manifest["best"]}))
 
 
-def flip_a_bit_of_a_weight(last: Path) -> None:
-    content = bytearray(last.read_bytes())
-    weight = saved(last)["objective"]["embeddings.0.stacks.4"]
-    content[content.index(weight.numpy().tobytes())] ^= 1
-    last.write_bytes(content)
+def cut(path: Path) -> None:
+    tensors = path / "__0_0.distcp"
+    tensors.write_bytes(tensors.read_bytes()[: tensors.stat().st_size // 2])
 
 
-def drop_a_weight(last: Path) -> None:
-    state = saved(last)
-    state["objective"].popitem()
-    save_checkpoint(last, state)
+def drop_the_tensors(path: Path) -> None:
+    (path / "__0_0.distcp").unlink()
 
 
-def drop_the_history(last: Path) -> None:
-    state = saved(last)
-    del state["history"]
-    save_checkpoint(last, state)
+def drop_the_history(path: Path) -> None:
+    values = json.loads((path / "values.json").read_text())
+    del values["history"]
+    (path / "values.json").write_text(json.dumps(values))
 
 
-@pytest.mark.parametrize(
-    ("damage", "fingerprint"),
-    [(spoil, "f") for spoil in (spoil_archive, cut, flip_a_bit_of_a_weight, drop_a_weight, drop_the_history)]
-    + [(cut, "new"), (drop_a_weight, "new")],
-)
-def test_a_run_with_a_damaged_checkpoint_starts_anew_and_says_so(
-    log: Path, tmp_path: Path, damage: Callable[[Path], None], fingerprint: str
+def flip_a_bit(name: str, place: float = 0.5) -> Callable[[Path], None]:
+    """Damage that the size of no file tells."""
+
+    def flip(path: Path) -> None:
+        content = bytearray((path / name).read_bytes())
+        content[int(len(content) * place)] ^= 1
+        (path / name).write_bytes(content)
+
+    return flip
+
+
+DAMAGES: list[Callable[[Path], None]] = [
+    spoil_manifest,
+    forge_manifest,
+    cut,
+    drop_the_tensors,
+    drop_the_history,
+    flip_a_bit("values.json"),
+    flip_a_bit(".metadata"),
+    flip_a_bit("__0_0.distcp"),
+]
+DAMAGED = "damaged or missing; the checkpoint {} cannot be used, delete it"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_an_older_one_and_says_so(
+    log: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    undisturbed, _ = fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    assert small_run.steps(tmp_path / "run") == ["step-00000012", "step-00000018"]
+    damage(checkpoint(tmp_path / "run", 18))
+    train, evaluation, said = small_run.loader(log), Scripted([0.9]), list[str]()
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, say=said.append)
+    run.fit(train, evaluation)
+    expected, _ = fit(log, tmp_path / "other", [0.5, 0.7, 0.9])
+    assert equal(evaluation.seen[0], expected.objective.state_dict())
+    assert not equal(evaluation.seen[0], undisturbed.objective.state_dict())  # those of step 12
+    assert [line["valid"]["light"]["gauc"] for line in history(tmp_path / "run")] == [0.5, 0.7, 0.9]
+    warning, start = dict.fromkeys(said)  # it is said again as it is removed
+    assert warning.startswith(f"  warning: {checkpoint(tmp_path / 'run', 18)}/")
+    assert warning.endswith(DAMAGED.format(checkpoint(tmp_path / "run", 18)))
+    assert start == "  goes on from step 12 (epoch 3)"
+    [left] = small_run.steps(tmp_path / "run")
+    assert left.startswith("step-00000018")
+    assert equal(small_run.best_weights(tmp_path / "run", small_run.rocket(seed=1)), evaluation.seen[0])
+
+
+def test_a_damaged_checkpoint_does_not_outlive_younger_ones_of_fewer_steps(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    flip_a_bit("__0_0.distcp")(checkpoint(tmp_path / "run", 18))
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, evaluations_per_epoch=2)
+    with pytest.raises(StopIteration):
+        run.fit(train, Scripted([0.6]))  # as if it were killed after step 15
+    said: list[str] = []
+    train = small_run.loader(log)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, evaluations_per_epoch=2, say=said.append)
+    run.fit(train, Scripted([0.6]))
+    assert said == ["  goes on from step 15 (epoch 3)"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_run_without_a_whole_checkpoint_starts_anew_and_says_so(
+    log: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
-    last = tmp_path / "run" / "last.pt"
-    damage(last)
+    for step in (12, 18):
+        damage(checkpoint(tmp_path / "run", step))
     train, evaluation, said = small_run.loader(log), Scripted([0.1, 0.2, 0.3]), list[str]()
-    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, fingerprint=fingerprint, say=said.append)
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, say=said.append)
     run.fit(train, evaluation)
     undisturbed, _ = fit(log, tmp_path / "other", [0.1, 0.2, 0.3])
     assert equal(evaluation.seen[2], undisturbed.objective.state_dict())
     assert [line["valid"]["light"]["gauc"] for line in history(tmp_path / "run")] == [0.1, 0.2, 0.3]
-    if (damage, fingerprint) == (drop_a_weight, "new"):
-        assert said == []  # of another recipe: not asked what is in it
-    else:
-        assert said == [f"  warning: {last}: not a readable checkpoint of this run; training from the start"]
+    assert len(said) == 2
+    for step, line in zip((18, 12), said, strict=True):
+        assert line.startswith("  warning: ")
+        assert line.endswith(DAMAGED.format(checkpoint(tmp_path / "run", step)))
 
 
-def test_damaged_best_weights_are_named_before_the_first_step(log: Path, tmp_path: Path) -> None:
+def test_damage_of_another_fingerprint_is_not_looked_for(log: Path, tmp_path: Path) -> None:
     fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
-    cut(tmp_path / "run" / "best.pt")
-    with pytest.raises(UserError, match=r"best\.pt: not a readable checkpoint; delete it to train from the start"):
+    for step in (12, 18):
+        flip_a_bit("__0_0.distcp")(checkpoint(tmp_path / "run", step))
+    train, evaluation, said = small_run.loader(log), Scripted([0.1, 0.2, 0.3]), list[str]()
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, fingerprint="new", say=said.append)
+    run.fit(train, evaluation)
+    assert len(evaluation.seen) == 3
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(damage, r"/checkpoints: the best weights, of step 12, are missing or damaged") for damage in (remove, cut)]
+    + [(flip_a_bit("__0_0.distcp"), r"/checkpoints/step-00000012/__0_0\.distcp: damaged or missing")],
+)
+def test_damaged_best_weights_are_named_before_the_first_step(
+    log: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    fit(log, tmp_path / "run", [0.5, 0.7, 0.6])
+    damage(checkpoint(tmp_path / "run", 12))
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "run")) + message):
+        # the script ends: its own error would come after the first epoch
         fit(log, tmp_path / "run", [], epochs=4)
+    assert checkpoint(tmp_path / "run", 18).exists()
     fit(log, tmp_path / "run", [0.5, 0.7, 0.6], fingerprint="new")  # those of another recipe are nobody's matter
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [6, 30]), (3, [6, 18, 24, 30]), (5, [6, 12, 18, 24, 30])])
+def test_the_last_checkpoints_are_kept_beside_the_best(log: Path, tmp_path: Path, keep: int, left: list[int]) -> None:
+    values = [0.9, 0.5, 0.5, 0.5, 0.5]
+    run, evaluation = fit(log, tmp_path / "run", values, epochs=5, keep_checkpoints=keep)
+    assert small_run.steps(tmp_path / "run") == [f"step-{step:08d}" for step in left]
+    assert equal(run.objective.state_dict(), evaluation.seen[0])
+
+
+# --- two threads
+
+
+def test_results_do_not_depend_on_how_far_ahead_batches_are_read(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(name: str, ahead: Callable[[Iterator[Any]], Iterator[Any]]) -> dict[str, torch.Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_module, "read_ahead", ahead)
+            run, _ = fit(log, tmp_path / name, [0.5, 0.6, 0.4, 0.7], epochs=2, evaluations_per_epoch=2, table_l2=1e-3)
+        return dict(run.objective.state_dict())
+
+    def step_first(batches: Iterator[Any]) -> Iterator[Any]:
+        return batches  # each is made after the step before has been done
+
+    def all_first(batches: Iterator[Any]) -> Iterator[Any]:
+        return iter(list(batches))
+
+    def as_threads_happen_to_run(batches: Iterator[Any]) -> Iterator[Any]:
+        return read_ahead(batches, depth=3)
+
+    ends = [end(each.__name__, each) for each in (step_first, all_first, as_threads_happen_to_run)]
+    assert equal(ends[0], ends[1])
+    assert equal(ends[0], ends[2])
+    assert history_without_time(tmp_path / "step_first") == history_without_time(tmp_path / "all_first")
+
+
+def history_without_time(directory: Path) -> list[dict[str, Any]]:
+    return [{**line, "seconds": None} for line in history(directory)]
+
+
+# --- row groups that cannot be read
+
+
+def test_a_batch_none_of_whose_rows_can_be_read_teaches_nothing(tmp_path: Path) -> None:
+    log = small_run.write_log(tmp_path / "log.parquet", group_rows=48)
+    said: list[str] = []
+    with_rows, evaluation = small_run.loader(log, shuffle_rows=1), Scripted([0.5])
+    steps_of_half = [len(batch) for batch in with_rows.epoch()]
+    assert steps_of_half == [16] * 6
+    small_run.damage_row_group(log, 1, "price")
+    train = small_run.loader(log, shuffle_rows=1, on_unreadable=said.append)
+    empty = [len(batch) == 0 for batch in train.epoch()]
+    assert sum(empty) == 3
+    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=1)
+    updates: list[int] = []
+    run.optimizers[0].register_step_post_hook(lambda *_: updates.append(run.progress.step))
+    run.fit(train, evaluation)
+    assert updates == [step for step, nothing in enumerate(empty) if not nothing]
+    assert (run.progress.step, run.progress.rows) == (6, 48)
+    assert all(weight.isfinite().all() for weight in run.objective.state_dict().values())
+    assert len(said) == 1
 
 
 # --- what goes wrong
@@ -315,11 +452,11 @@ def test_damaged_best_weights_are_named_before_the_first_step(log: Path, tmp_pat
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     log = small_run.write_log(tmp_path / "log.parquet")
-    train, evaluate = small_run.loader(log), Scripted([0.5, 0.6])
+    train, evaluate = small_run.loader(log), Scripted([0.6, 0.5])  # the best is not the last
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=4)
     with pytest.raises(StopIteration):
         run.fit(train, evaluate)  # two evaluations, then the script ends: as if it were killed
-    last = (tmp_path / "run" / "last.pt").read_bytes()
+    last = contents(checkpoint(tmp_path / "run", 12))
     poisoned = small_run.write_log(tmp_path / "poisoned.parquet", poison=56)
     train = small_run.loader(poisoned)
     step, batch = next((i + 1, b) for i, b in enumerate(train.epoch(2)) if b.dense_BD.isnan().any())
@@ -330,9 +467,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     message = str(caught.value)
     assert f"the loss is not finite at step {12 + step} (epoch 3)." in message
     assert f"{poisoned}, row group 2, holds a value that is not finite" in message
-    assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}" in message
-    assert (tmp_path / "run" / "last.pt").read_bytes() == last
+    assert f"The last good checkpoint is kept: {checkpoint(tmp_path / 'run', 12)}." in message
+    assert contents(checkpoint(tmp_path / "run", 12)) == last
+    assert len(last) >= 3
     assert all(p.isfinite().all() for p in run.objective.parameters())  # the poison moved nothing
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("value", ["label", "weight"])
@@ -358,12 +500,13 @@ def test_weights_that_diverge_are_no_fault_of_the_log(log: Path, tmp_path: Path)
     with pytest.raises(UserError) as caught:
         run.fit(train, Scripted([0.5] * 18))
     said = str(caught.value)
-    assert re.search(r"is not finite at step [2-9] \(epoch 1\)\. ", said)
+    stopped = re.search(r"is not finite at step ([2-9]) \(epoch 1\)\. ", said)
+    assert stopped is not None
     assert "the weights have diverged: lower train.lr or train.table_lr" in said
     assert "the learning rates of this step were 1e+30, 0.25" in said
     assert "row group" not in said
     assert str(log) not in said
-    assert f"The last good checkpoint is kept: {tmp_path / 'run' / 'last.pt'}." in said
+    assert f"The last good checkpoint is kept: {checkpoint(tmp_path / 'run', int(stopped[1]) - 1)}." in said
 
 
 def test_a_first_step_that_is_not_finite_says_that_there_is_no_checkpoint(tmp_path: Path) -> None:
@@ -387,6 +530,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run(log: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r"the gradient is not finite at step 1 .*the weights have diverged"):
         run.fit(train, Scripted([0.5]))
     assert equal(dict(run.objective.state_dict()), before)
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_last_one(log: Path, tmp_path: Path) -> None:
+    fit(log, tmp_path / "run", [0.5], epochs=1)
+    before = contents(checkpoint(tmp_path / "run", 6))
+    place = re.escape(str(tmp_path / "run" / CHECKPOINTS))
+    said = rf"{place}: the checkpoint of step 12 cannot be written \(File too large\); what was there before is kept"
+    with pytest.raises(UserError, match=said), files_no_larger_than(3000):
+        fit(log, tmp_path / "run", [0.6], epochs=2)
+    assert small_run.steps(tmp_path / "run") == ["step-00000006"]
+    assert contents(checkpoint(tmp_path / "run", 6)) == before
 
 
 # --- the arithmetic of a step

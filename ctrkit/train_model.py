@@ -1,0 +1,174 @@
+"""The training of one model of a recipe on a prepared log."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctrkit.build import build_objective, build_optimizers
+from ctrkit.config import Recipe, TrainConfig
+from ctrkit.data.loader import Loader, Share
+from ctrkit.data.prepared import PreparedLog
+from ctrkit.errors import UserError
+from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.memory import check_memory, free_memory
+from ctrkit.metrics.report import Report
+from ctrkit.objectives.objective import Objective
+from ctrkit.training import state
+from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.device import find_device
+from ctrkit.training.predict import predict
+from ctrkit.training.ranks import Ranks
+from ctrkit.training.tensorboard import tensorboard_writer
+from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monitor
+
+EVALUATION_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class ModelTraining:
+    """One model of a recipe and where it is trained.
+
+    Several ranks carry it out together: each reads its shards of the log, tables are sharded, towers replicated.
+    """
+
+    recipe: Recipe
+    model: str
+    log: PreparedLog
+    directory: Path
+    """Of this training alone."""
+    ranks: Ranks = field(default_factory=Ranks)
+    quiet: bool = False
+    say: Callable[[str], None] = lambda _: None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The model's [train]."""
+        return self.recipe.train_config(self.model)
+
+    def fit(self, fingerprint: str) -> dict[str, Any]:
+        """Train, or go on; the figures of `result.json`.
+
+        Raises:
+            UserError: it does not fit into memory, the device or the number of ranks cannot be used, the monitored
+                metric is not defined on the validation part, or training diverges.
+        """
+        config, ranks = self.config, self.ranks
+        device = find_device(config.device, ranks)
+        share = Share.of_process(ranks.rank, ranks.size, config.shards)
+        check_memory(self.recipe, self.model, self.log.encoding.num_rows(), self.log.rows("train"), device, ranks)
+        loader = Loader(
+            self.log.schema,
+            self.log.files("train"),
+            batch_size=config.batch_size,
+            shuffle_rows=config.shuffle_rows,
+            in_log_order=config.order == "log",
+            seed=config.seed,
+            share=share,
+            on_unreadable=self._warn if config.skip_unreadable else None,
+        )
+        evaluate = self._evaluation(device)  # says what is wrong before the first step, not after the first epoch
+        trainer = self._trainer(loader, device, fingerprint)
+        # refused settings leave it; once training begins it would vouch for other weights
+        ranks.on_first(lambda: (self.directory / "result.json").unlink(missing_ok=True))
+        progress = trainer.fit(loader, evaluate)
+        passed = progress.epoch * loader.num_rows + min(progress.batches * loader.batch_size, loader.num_rows)
+        rate = round(progress.rows / progress.seconds) if progress.seconds else None
+        result = {
+            "fingerprint": fingerprint,
+            "monitor": config.monitor,
+            "best": progress.best,
+            "best_step": progress.best_step,
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 1),
+            "rows_per_second": rate,
+            "processes": ranks.size,
+            "unreadable_rows": passed - progress.rows,
+            "weights": trainer.digest(),
+        }
+        self.say(
+            f"  best valid {config.monitor} {progress.best:.4f} at step {progress.best_step:,} of {progress.step:,}, "
+            f"{rate:,} rows/s"
+        )
+        return result
+
+    def _warn(self, message: str) -> None:
+        self.say(f"  warning: {message}")
+
+    def _trainer(self, loader: Loader, device: torch.device, fingerprint: str) -> Trainer:
+        config, ranks = self.config, self.ranks
+        objective = build_objective(self.recipe, self.model, self.log.encoding.num_rows(), sharded=ranks.size > 1)
+        objective = objective.to(device) if ranks.size == 1 else objective
+        called: torch.nn.Module = objective
+        if ranks.size > 1:
+            from ctrkit.training.sharding import shard  # imports all of torchrec.distributed
+
+            free = free_memory(device)
+            called = shard(
+                objective,
+                ranks,
+                device,
+                batch_size=-(-config.batch_size // ranks.size),
+                memory=None if free is None else free // ranks.local_size,
+            )
+            torch.manual_seed(config.seed + ranks.rank)  # each drops other units
+        optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
+        return Trainer(
+            objective,
+            optimizers,
+            schedulers,
+            directory=self.directory,
+            fingerprint=fingerprint,
+            epochs=config.epochs,
+            monitor=config.monitor,
+            patience=config.patience,
+            evaluations_per_epoch=config.evaluations_per_epoch,
+            clip_norm=config.clip_norm,
+            clipped=towers,
+            device=device,
+            precision=config.precision,
+            keep=config.keep_checkpoints,
+            ranks=ranks,
+            model=called,
+            quiet=self.quiet,
+            log_scalars=tensorboard_writer(self.directory) if config.tensorboard and ranks.rank == 0 else None,
+            say=self.say,
+        )
+
+    def _evaluation(self, device: torch.device) -> Evaluate:
+        """On the validation part: each rank predicts its rows, the first one judges them all."""
+        ranks = self.ranks
+        part = (ranks.rank, ranks.size)
+        valid = Loader(self.log.schema, self.log.files("valid"), batch_size=EVALUATION_BATCH, part=part)
+        held_out = HeldOut(self.log, "valid") if ranks.rank == 0 else None
+
+        def report(probability: np.ndarray[Any, Any]) -> Report:
+            assert held_out is not None
+            return held_out.report(probability)
+
+        coin = ranks.on_first(lambda: report(np.full(self.log.rows("valid"), 0.5)))
+        check_monitor(self.config.monitor, coin)
+
+        def evaluate(objective: Objective) -> dict[str, Report]:
+            predicted = predict(objective, valid, device, ranks)
+            return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
+
+        return evaluate
+
+
+def trained(recipe: Recipe, model: str, log: PreparedLog, directory: Path) -> Objective:
+    """A model with its best weights, in one process.
+
+    Raises:
+        UserError: it is not trained, or its weights are damaged.
+    """
+    objective = build_objective(recipe, model, log.encoding.num_rows())
+    checkpoints = Checkpoints(directory / CHECKPOINTS, ranks=Ranks())
+    best = checkpoints.best()
+    if best is None:
+        raise UserError(f"{directory}: no checkpoint of '{model}' lies here; run `ctrkit train`")
+    checkpoints.load(best, state.weights(objective), partial=True)
+    return objective.eval()

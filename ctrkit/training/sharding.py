@@ -1,0 +1,45 @@
+"""An objective over several processes: tables sharded, towers replicated."""
+
+import logging
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+
+from ctrkit.nn.sharded_embedding import ShardedEmbedding, TableSharder
+from ctrkit.objectives.objective import Objective
+from ctrkit.training.ranks import Ranks
+
+
+def shard(
+    objective: Objective, ranks: Ranks, device: torch.device, *, batch_size: int, memory: int | None = None
+) -> nn.Module:
+    """The module to call for the losses of a batch; the objective's own tables are those of this process afterwards.
+
+    TorchRec's planner deals the tables, whole or by rows, by their cost and what fits; DistributedDataParallel keeps
+    the towers alike. All processes call it together.
+
+    Args:
+        objective: built with sharded embeddings, the same on all ranks.
+        ranks: that take part.
+        device: of this process.
+        batch_size: of this process, for the planner's estimates.
+        memory: bytes that tables may take in each process; TorchRec's default if not known.
+    """
+    for name in ("torchrec.distributed.utils", "torchrec.distributed.planner"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # of our kernels it says that TorchRec's caches go unused
+    cap = {"ddr_cap" if device.type == "cpu" else "hbm_cap": memory} if memory else {}
+    topology = Topology(world_size=ranks.size, local_world_size=ranks.local_size, compute_device=device.type, **cap)
+    planner = EmbeddingShardingPlanner(topology=topology, batch_size=batch_size)
+    sharders = [TableSharder()]
+    plan = planner.collective_plan(objective, sharders, dist.group.WORLD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchRec's call of DistributedDataParallel
+        model: nn.Module = DistributedModelParallel(objective, device=device, plan=plan, sharders=sharders)
+    for embedding in objective.embeddings:
+        assert isinstance(embedding, ShardedEmbedding)
+        embedding.adopt()
+    return model

@@ -1,0 +1,110 @@
+"""Several processes train what one would: the same losses step by step, and a run may change their number."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import small_recipe
+
+SETTINGS = (
+    "data.synthetic.rows=13000",
+    "towers.booster.dropout=0.0",
+    "train.batch_size=60",
+    "train.patience=1000",
+    "train.table_l2=0.01",
+    "train.shuffle_rows=2000",
+)
+
+
+def command(recipe: Path, out: Path, losses: Path, ranks: int, *settings: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+    own = ["-m", "tests.training.ranks_run", str(losses), str(recipe), "--model", "rocket", "--out", str(out)]
+    return [sys.executable, *launcher, *own, "--quiet", *chosen]
+
+
+def train(recipe: Path, out: Path, ranks: int, *settings: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """The loss terms of every step and the result."""
+    losses = out.with_suffix(f".{ranks}.json")
+    done = subprocess.run(command(recipe, out, losses, ranks, *settings), capture_output=True, text=True, env=quiet())
+    assert done.returncode == 0, done.stderr
+    return json.loads(losses.read_text()), json.loads((out / "models" / "rocket" / "result.json").read_text())
+
+
+def quiet() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_recipe.write(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, float]], dict[str, Any]]:
+    """One process: its run, the losses of its steps and its result."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    return out, *train(recipe, out, 1)
+
+
+def assert_alike(steps: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(steps) == len(expected)
+    for step, (found, wanted) in enumerate(zip(steps, expected, strict=True)):
+        assert found == pytest.approx(wanted, abs=1e-4), step
+
+
+def test_two_processes_have_the_losses_of_one(
+    recipe: Path, alone: tuple[Path, list[dict[str, float]], dict[str, Any]], tmp_path: Path
+) -> None:
+    """More than 200 steps; lists, dense features, both poolings; the last batch of an epoch cannot be halved."""
+    _, expected, result = alone
+    assert len(expected) >= 200
+    assert expected[-1]["booster"] < 0.8 * expected[0]["booster"]  # it learns
+    steps, together = train(recipe, tmp_path / "two", 2)
+    assert_alike(steps, expected)
+    assert together["processes"] == 2
+    assert together["best"] == pytest.approx(result["best"], abs=2e-3)
+    assert together["best_step"] == result["best_step"]
+
+
+def test_a_killed_run_goes_on_with_another_number_of_processes(
+    recipe: Path, alone: tuple[Path, list[dict[str, float]], dict[str, Any]], tmp_path: Path
+) -> None:
+    _, expected, _ = alone
+    out = tmp_path / "run"
+    place = out / "models" / "rocket"
+    with subprocess.Popen(
+        command(recipe, out, tmp_path / "killed.json", 2), stderr=subprocess.PIPE, env=quiet()
+    ) as process:
+        while process.poll() is None and not (place / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        process.kill()
+        for rank in range(2):
+            os.kill(int((tmp_path / f"killed.json.{rank}.pid").read_text()), signal.SIGKILL)
+    saved = [json.loads(path.read_text())["progress"]["step"] for path in place.glob("checkpoints/step-*/values.json")]
+    done = max(saved)
+    assert 0 < done < len(expected)
+    for ranks in (1, 4):
+        copy = tmp_path / f"on-{ranks}"
+        shutil.copytree(out, copy)
+        steps, result = train(recipe, copy, ranks)
+        assert_alike(steps, expected[done:])
+        assert result["processes"] == ranks
+
+
+def test_a_number_that_does_not_divide_the_shards_is_refused_by_all(recipe: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(recipe, tmp_path / "run", tmp_path / "losses.json", 3), capture_output=True, text=True, env=quiet()
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("ctrkit: 3 processes cannot share 8 shards evenly") == 1
