@@ -158,7 +158,7 @@ def rechub_ways(widths: Sequence[int], example: Prepared) -> list[Way | Absent]:
     try:
         with tempfile.TemporaryDirectory() as temporary, _quiet():
             path = Path(temporary) / "rechub.onnx"
-            exporter.ONNXExporter(Net().eval()).export(str(path), mode=None)
+            exporter.ONNXExporter(Net().eval()).export(str(path), opset_version=20)
             session = onnxruntime.InferenceSession(path, _one_thread(), providers=["CPUExecutionProvider"])
     except Exception as error:  # of whatever version is installed
         return [Absent(name, str(error).partition("\n")[0])]
