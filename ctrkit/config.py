@@ -94,6 +94,8 @@ class TrainConfig(Strict):
     """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1
     """Newest checkpoints that stay, beside the best one."""
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
+    """Directory of another run: start from the best weights of its model of the same name."""
     tensorboard: bool = False
 
 

@@ -1,7 +1,7 @@
 """A recipe carried out in a directory of its own, step by step; what is done is not done again.
 
     RUN/data/            the prepared log                        RUN/evaluation.json  metrics on the test part
-    RUN/models/NAME/     checkpoints, metrics.jsonl, result.json RUN/bundle/          what goes online
+    RUN/models/NAME/     checkpoints, encoding, metrics, result  RUN/bundle/          what goes online
     RUN/predictions/     scores of the test part                 RUN/bench/           the booster's graph, for the clock
     RUN/recipe.json      the recipe, defaults and overrides in   RUN/summary.json     the figures of the table
 
@@ -40,6 +40,7 @@ from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
 from ctrkit.training.trainer import CHECKPOINTS
+from ctrkit.training.warm_start import start_identity
 
 
 class Run:
@@ -111,11 +112,14 @@ class Run:
     def train(self, model: str) -> dict[str, Any]:
         """Train one model; its `result.json`."""
         if model not in self._results:
+            self._start(model)  # what cannot be started from is told before the log is prepared
             self._results[model] = self._train(model)
         return self._results[model]
 
     def train_all(self) -> bool:
         """Train all models; whether this process goes on: of several ranks the first does, by itself."""
+        for model in self.recipe.models:
+            self._start(model)  # before another is trained
         for model in self.recipe.models:
             self.train(model)
         first = self.ranks.rank == 0
@@ -144,11 +148,19 @@ class Run:
             "towers": {name: recipe["towers"][name] for name in self.recipe.models[model].towers},
             "model": {key: value for key, value in recipe["models"][model].items() if key != "train"},
             "train": self.recipe.train_config(model).model_dump(
-                mode="json", exclude={"tensorboard", "keep_checkpoints"}
+                mode="json", exclude={"tensorboard", "keep_checkpoints", "warm_start"}
             ),
             "version": ctrkit.__version__,
         }
+        start = self._start(model)
+        if start is not None:
+            content["warm_start"] = start
         return _sha256(content)
+
+    def _start(self, model: str) -> list[str] | None:
+        """What identifies the weights of another run that a model starts from; None if it starts from its seed."""
+        run, place = self.recipe.train_config(model).warm_start, self.directory / "models" / model
+        return None if run is None else self.ranks.on_first(lambda: start_identity(run, model, place))
 
     def _weights(self, model: str) -> list[str]:
         """What identifies the trained weights of a model, and with them all that is made of them."""

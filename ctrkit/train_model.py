@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctrkit.atomic import atomic_directory, read_json, write_json
 from ctrkit.build import build_objective, build_optimizers
 from ctrkit.config import Recipe, TrainConfig
 from ctrkit.data.loader import Loader, Share
@@ -24,6 +25,7 @@ from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
 from ctrkit.training.tensorboard import tensorboard_writer
 from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monitor
+from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start
 
 EVALUATION_BATCH = 8192
 
@@ -74,6 +76,7 @@ class ModelTraining:
         trainer = self._trainer(loader, device, fingerprint)
         # refused settings leave it; once training begins it would vouch for other weights
         ranks.on_first(lambda: (self.directory / "result.json").unlink(missing_ok=True))
+        ranks.on_first(self._save_encoding)
         progress = trainer.fit(loader, evaluate)
         passed = progress.epoch * loader.num_rows + min(progress.batches * loader.batch_size, loader.num_rows)
         rate = round(progress.rows / progress.seconds) if progress.seconds else None
@@ -88,6 +91,7 @@ class ModelTraining:
             "processes": ranks.size,
             "unreadable_rows": passed - progress.rows,
             "weights": trainer.digest(),
+            "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
         self.say(
             f"  best valid {config.monitor} {progress.best:.4f} at step {progress.best_step:,} of {progress.step:,}, "
@@ -131,12 +135,32 @@ class ModelTraining:
             device=device,
             precision=config.precision,
             keep=config.keep_checkpoints,
+            begin=lambda: self._begin(objective),
             ranks=ranks,
             model=called,
             quiet=self.quiet,
             log_scalars=tensorboard_writer(self.directory) if config.tensorboard and ranks.rank == 0 else None,
             say=self.say,
         )
+
+    def _save_encoding(self) -> None:
+        """What ids and columns the weights are of, beside them: the log may go or change."""
+        encoding, place = self.log.encoding, self.directory / ENCODING
+        saved = read_json(place / "encoding.json")
+        if saved is None or saved.get("fingerprint") != encoding.fingerprint():
+            with atomic_directory(place) as new:
+                encoding.save(new, counts=False)
+
+    def _begin(self, objective: Objective) -> None:
+        """Start from another run's weights, if the recipe says so, and keep what that gave."""
+        if self.config.warm_start is None:
+            self.ranks.on_first(lambda: (self.directory / START).unlink(missing_ok=True))
+            return
+        source = Source.open(source_directory(self.config.warm_start, self.model), self.ranks)
+        start = warm_start(objective, self.log.encoding, source)
+        for line in start.lines():
+            self.say(f"  {line}")
+        self.ranks.on_first(lambda: write_json(self.directory / START, start.as_dict()))
 
     def _evaluation(self, device: torch.device) -> Evaluate:
         """On the validation part: each rank predicts its rows, the first one judges them all."""

@@ -53,6 +53,7 @@ class Trainer:
         device: where the objective is.
         precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
         keep: checkpoints that stay, beside the best one.
+        begin: called before the first step of a training that does not go on from a checkpoint.
         ranks: that train together, each with its share of every batch; all of them call `fit`.
         model: what is called for the losses of a batch; the objective if not given.
         quiet: no progress bar even on a terminal.
@@ -77,6 +78,7 @@ class Trainer:
         device: torch.device | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         keep: int = 1,
+        begin: Callable[[], None] = lambda: None,
         ranks: Ranks | None = None,
         model: nn.Module | None = None,
         quiet: bool = False,
@@ -93,6 +95,7 @@ class Trainer:
         self.clip_norm, self.clipped = clip_norm, clipped or []
         self.device = device or torch.device("cpu")
         self.precision = precision
+        self.begin = begin
         self.ranks = ranks or Ranks()
         self.model = model or objective
         self.quiet = quiet or self.ranks.rank != 0
@@ -306,6 +309,7 @@ class Trainer:
         self.checkpoints.clear()
         if self.ranks.rank == 0:
             (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+        self.begin()
 
     def _restore(self, found: Found) -> None:
         random = state.random_state(self.ranks.rank, self.device)
