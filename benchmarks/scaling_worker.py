@@ -28,7 +28,7 @@ def main() -> None:
         Impressions(each.ids_FB[:, ranks.rank * share :][:, :share], each.label_B[ranks.rank * share :][:share])
         for each in make_batches(num_rows, 8, batch)
     ]
-    train = own_steps(model, num_rows, InMemory, ranks).train["bf16"]
+    train = own_steps("light" if model == "light" else "rocket", num_rows, InMemory, ranks).train["bf16"]
     train(given)
     start = time.perf_counter()
     train(given)

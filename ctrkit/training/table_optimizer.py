@@ -12,15 +12,16 @@ Method = Literal["adam", "adagrad", "rowwise_adagrad"]
 class TableOptimizer(torch.optim.Optimizer):
     """Adam, Adagrad or row-wise Adagrad on sparse gradients.
 
-        adam               Kingma, Ba, ICLR 2015; the moments of a row move only when it is looked up, the bias
-                           correction counts steps (as torch.optim.SparseAdam)
+        adam               Kingma, Ba, ICLR 2015; a row that was not looked up for some steps gets, when it is, the
+                           second moment that dense Adam would have; the first one waits for it, so that a gradient
+                           moves a row as far in all, only later; the bias correction counts steps
         adagrad            Duchi, Hazan, Singer, JMLR 2011, an accumulator a weight
         rowwise_adagrad    one accumulator a row, of the mean square of its gradient: E times less state
 
     L2: the penalty l2/2 ||W||^2 of a whole table has the gradient l2 w for every row at every step. A row gets what it
-    has missed since it was last looked up in one go, l2 w (steps since), with its next gradient: rare rows are held
-    about as tightly as in a dense optimizer although they are touched as rarely as their ids occur. A row that is not
-    looked up again keeps what it has.
+    has missed since it was last looked up in one go: Adam shrinks it as far as these steps would have, at most to zero;
+    the others add l2 w (steps since) to its next gradient. Rare rows are held about as tightly as in a dense optimizer
+    although they are touched as rarely as their ids occur. A row that is not looked up again keeps what it has.
 
     Args:
         params: table weights [V, E], whose gradients are sparse.
@@ -88,7 +89,7 @@ def _initial_state(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
             state["square"] = _zeros(weight, weight.shape[1])
         case "rowwise_adagrad":
             state["square"] = _zeros(weight, 1)
-    if group["l2"]:
+    if group["l2"] or group["method"] == "adam":
         state["last"] = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
     return state
 
@@ -101,13 +102,14 @@ def _step(weight: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     assert weight.grad is not None
     row_R, gradient_RE = _summed(weight.grad)
     weight_RE = weight.index_select(0, row_R).float()
-    if group["l2"]:
-        missed_R1 = (group["steps"] - state["last"].index_select(0, row_R)).unsqueeze(1)
-        gradient_RE.addcmul_(weight_RE, missed_R1.to(weight_RE.dtype), value=group["l2"])
+    if "last" in state:
+        since_R1 = (group["steps"] - state["last"].index_select(0, row_R)).unsqueeze(1).float()
         state["last"].index_fill_(0, row_R, group["steps"])
     if group["method"] == "adam":
-        _adam(weight_RE, row_R, gradient_RE, state, group)
+        _adam(weight_RE, row_R, gradient_RE, since_R1 - 1, state, group)
     else:
+        if group["l2"]:
+            gradient_RE.addcmul_(weight_RE, since_R1, value=group["l2"])
         square_R = gradient_RE.square()
         if group["method"] == "rowwise_adagrad":
             square_R = square_R.mean(1, keepdim=True)
@@ -139,12 +141,29 @@ def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return gradient._indices()[0], gradient._values()
 
 
-def _adam(weight_RE: Tensor, row_R: Tensor, gradient_RE: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
+def _adam(
+    weight_RE: Tensor,
+    row_R: Tensor,
+    gradient_RE: Tensor,
+    missed_R1: Tensor,
+    state: dict[str, Any],
+    group: dict[str, Any],
+) -> None:
+    """A step of the rows, and of the steps that each has missed; all arguments but the rows are changed."""
+    (beta1, beta2), l2 = group["betas"], group["l2"]
+    correction1, correction2 = 1 - beta1 ** group["steps"], 1 - beta2 ** group["steps"]
     moments_RM = state["moments"].index_select(0, row_R)
     mean_RE, square_RE = moments_RM.chunk(2, dim=1)
+    kept_R1 = torch.pow(beta2, missed_R1)
+    square_RE.mul_(kept_R1)
+    if l2:
+        # a gradient of l2 w at each missed step: where no other comes, its square is what the second moment tends to
+        square_RE.addcmul_((l2 * weight_RE).square_(), 1 - kept_R1)
+        root_RE = (square_RE / correction2).sqrt_().add_(group["eps"])
+        weight_RE.mul_(1 - (group["lr"] * l2 * missed_R1 / root_RE).clamp_(max=1.0))
+        gradient_RE.add_(weight_RE, alpha=l2)
     mean_RE.lerp_(gradient_RE, 1 - beta1)
     square_RE.mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
     state["moments"].index_copy_(0, row_R, moments_RM)
-    scale: float = group["lr"] * (1 - beta2 ** group["steps"]) ** 0.5 / (1 - beta1 ** group["steps"])
+    scale = group["lr"] * correction2**0.5 / correction1
     weight_RE.addcdiv_(mean_RE, square_RE.contiguous().sqrt_().add_(group["eps"]), value=-scale)
