@@ -12,9 +12,8 @@ Method = Literal["adam", "adagrad", "rowwise_adagrad"]
 class TableOptimizer(torch.optim.Optimizer):
     """Adam, Adagrad or row-wise Adagrad on sparse gradients.
 
-        adam               Kingma, Ba, ICLR 2015; a row that was not looked up for some steps gets, when it is, the
-                           second moment that dense Adam would have; the first one waits for it, so that a gradient
-                           moves a row as far in all, only later; the bias correction counts steps
+        adam               Kingma, Ba, ICLR 2015; a row that was not looked up for some steps makes them when it is, in
+                           one go: its moments decay, and it moves as dense Adam would have moved it meanwhile
         adagrad            Duchi, Hazan, Singer, JMLR 2011, an accumulator a weight
         rowwise_adagrad    one accumulator a row, of the mean square of its gradient: E times less state
 
@@ -149,21 +148,38 @@ def _adam(
     state: dict[str, Any],
     group: dict[str, Any],
 ) -> None:
-    """A step of the rows, and of the steps that each has missed; all arguments but the rows are changed."""
-    (beta1, beta2), l2 = group["betas"], group["l2"]
-    correction1, correction2 = 1 - beta1 ** group["steps"], 1 - beta2 ** group["steps"]
+    """The steps that each row has missed, then one with its gradient; changes weight_RE and gradient_RE."""
+    beta1, beta2 = group["betas"]
     moments_RM = state["moments"].index_select(0, row_R)
     mean_RE, square_RE = moments_RM.chunk(2, dim=1)
-    kept_R1 = torch.pow(beta2, missed_R1)
-    square_RE.mul_(kept_R1)
-    if l2:
-        # a gradient of l2 w at each missed step: where no other comes, its square is what the second moment tends to
-        square_RE.addcmul_((l2 * weight_RE).square_(), 1 - kept_R1)
-        root_RE = (square_RE / correction2).sqrt_().add_(group["eps"])
-        weight_RE.mul_(1 - (group["lr"] * l2 * missed_R1 / root_RE).clamp_(max=1.0))
-        gradient_RE.add_(weight_RE, alpha=l2)
+    if missed_R1.any():
+        _catch_up(weight_RE, mean_RE, square_RE, missed_R1, group)
+    if group["l2"]:
+        gradient_RE.add_(weight_RE, alpha=group["l2"])
     mean_RE.lerp_(gradient_RE, 1 - beta1)
     square_RE.mul_(beta2).addcmul_(gradient_RE, gradient_RE, value=1 - beta2)
     state["moments"].index_copy_(0, row_R, moments_RM)
+    correction1, correction2 = 1 - beta1 ** group["steps"], 1 - beta2 ** group["steps"]
     scale = group["lr"] * correction2**0.5 / correction1
     weight_RE.addcdiv_(mean_RE, square_RE.contiguous().sqrt_().add_(group["eps"]), value=-scale)
+
+
+def _catch_up(weight_RE: Tensor, mean_RE: Tensor, square_RE: Tensor, missed_R1: Tensor, group: dict[str, Any]) -> None:
+    """What dense Adam would have done in the steps that a row has missed, with today's bias correction; all in place.
+
+    Without a gradient the j-th of them moves a row by lr m b1^j / sqrt(v b2^j): a geometric series of ratio
+    b1 / sqrt(b2). The penalty alone pulls by lr l2 w / sqrt(v) each time, here at most to zero, and its square is what
+    v tends to.
+    """
+    (beta1, beta2), lr, l2 = group["betas"], group["lr"], group["l2"]
+    correction1, correction2 = 1 - beta1 ** group["steps"], 1 - beta2 ** group["steps"]
+    ratio, kept_R1 = beta1 / beta2**0.5, torch.pow(beta2, missed_R1)
+    square_RE.mul_(kept_R1)
+    if l2:
+        square_RE.addcmul_((l2 * weight_RE).square_(), 1 - kept_R1)
+    root_RE = (square_RE / correction2).sqrt_().add_(group["eps"])
+    if l2:
+        weight_RE.mul_(1 - (lr * l2 * missed_R1 / root_RE).clamp_(max=1.0))
+    series_R1 = kept_R1.sqrt() * (1 - torch.pow(ratio, missed_R1)) * (lr / correction1 * ratio / (1 - ratio))
+    weight_RE.sub_((mean_RE * series_R1).div_(root_RE))
+    mean_RE.mul_(torch.pow(beta1, missed_R1))

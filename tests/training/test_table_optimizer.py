@@ -210,3 +210,49 @@ def test_rounding_is_right_on_average_and_keeps_what_fits() -> None:
     torch.testing.assert_close(rounded.mean(0)[:3], value[0, :3], rtol=2e-5, atol=0)
     assert torch.equal(rounded[:, 4:], value[:, 4:])
     assert (rounded[:, :3] != value[:, :3]).all()
+
+
+@pytest.mark.parametrize(("l2", "tolerance"), [(0.0, 0.005), (1e-2, 0.06)])
+def test_adam_on_rows_that_miss_steps_is_dense_adam(l2: float, tolerance: float) -> None:
+    """Late in training, when the bias correction stands still; a row of each rhythm, every step to every 40th."""
+    ours = nn.Parameter(torch.full((4, 4), 0.5))
+    theirs = nn.Parameter(ours.detach().clone())
+    optimizer = TableOptimizer([ours], method="adam", lr=1e-3, l2=l2)
+    dense = torch.optim.Adam([theirs], lr=1e-3, weight_decay=l2)
+    start = 20_000
+    optimizer.param_groups[0]["steps"] = start
+    optimizer.state[ours]["last"].fill_(start)
+    dense.state[theirs] = {
+        "step": torch.tensor(float(start)),
+        "exp_avg": torch.zeros(4, 4),
+        "exp_avg_sq": torch.full((4, 4), 1e-4),
+    }
+    optimizer.state[ours]["moments"][:, 4:] = 1e-4
+    rhythm = (1, 3, 10, 40)
+    for step in range(1, 241):
+        rows = torch.tensor([row for row, every in enumerate(rhythm) if step % every == 0])
+        gradient = 0.1 * torch.randn(len(rows), 4, generator=torch.Generator().manual_seed(step)) + 0.02
+        ours.grad = torch.sparse_coo_tensor(
+            rows.unsqueeze(0), gradient, (4, 4), is_coalesced=True, check_invariants=False
+        )
+        theirs.grad = ours.grad.to_dense()
+        optimizer.step()
+        dense.step()
+    moved = (theirs - 0.5).abs().mean(1)
+    assert (moved > 0.01).all()
+    state = optimizer.state[ours]["moments"]
+    torch.testing.assert_close(state[:, 4:], dense.state[theirs]["exp_avg_sq"], rtol=0.02, atol=0)
+    error = (ours - theirs).abs().amax(1)
+    assert (error < tolerance * moved + 1e-6).all(), (error, moved)
+
+
+def test_a_penalty_shrinks_a_row_that_was_long_away_to_zero_and_not_beyond() -> None:
+    weight = nn.Parameter(torch.tensor([[0.03], [-0.03], [0.03]]))
+    optimizer = TableOptimizer([weight], method="adam", lr=1e-3, l2=1e-3)
+    for step, row in enumerate([0, 1] + [2] * 5000 + [0, 1]):
+        gradient = torch.zeros(1, 1) if step < 5002 else torch.full((1, 1), 1e-12)
+        weight.grad = torch.sparse_coo_tensor(
+            torch.tensor([[row]]), gradient, (3, 1), is_coalesced=True, check_invariants=False
+        )
+        optimizer.step()
+    assert weight[:2].abs().max() < 2e-3
