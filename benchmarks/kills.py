@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.report import arguments, emit, table
 
 SETTINGS = (
-    "data.synthetic.rows=80000",
+    "data.synthetic.rows=40000",
     "data.row_group_rows=5000",
     "train.shuffle_rows=20000",
     "train.evaluations_per_epoch=4",
