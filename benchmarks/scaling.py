@@ -61,7 +61,8 @@ def step_seconds(ranks: int, towers_s: float, tables_s: float, num_weights: int,
     away = (ranks - 1) / ranks
     ids, vectors = 8 * BATCH * FIELDS, 4 * BATCH * FIELDS * DIM
     exchange = (ranks - 1) * network.latency_s
-    reduce = 2 * math.ceil(math.log2(ranks)) * network.latency_s + 8 * num_weights * away / network.bytes_per_s
+    small = 3 * 2 * math.ceil(math.log2(ranks)) * network.latency_s  # rows, losses, the largest batch: by a tree
+    reduce = 2 * (ranks - 1) * network.latency_s + 8 * num_weights * away / network.bytes_per_s + small
     whole = tables_s * ranks * math.ceil(FIELDS / ranks) / FIELDS  # the rank with the most tables
     by_table = whole + (ids + 2 * vectors) * away / network.bytes_per_s + 3 * exchange
     by_rows = tables_s + (ids + 2 * vectors * ranks) * away / network.bytes_per_s + 3 * exchange

@@ -89,7 +89,7 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = [
         tower_optimizer(towers, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     ]
-    if tables:
+    if any(embedding.tables for embedding in objective.tables()):
         optimizers.append(TableOptimizer(tables, method=config.table_optimizer, lr=config.table_lr, l2=config.table_l2))
 
     def factor(step: int) -> float:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command(options)
     except UserError as error:
-        if _is_follower():
+        if _is_follower() and getattr(error, "raised_by_all", False):
             return 2
         if options.json:
             print(json.dumps({"error": str(error)}), flush=True)

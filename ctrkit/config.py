@@ -90,6 +90,8 @@ class TrainConfig(Strict):
     """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
     shards: Annotated[int, Field(ge=1, le=4096)] = 8
     """Parts that every buffer is dealt in: as many processes as divide it train on the same batches."""
+    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the impressions without a click that are trained on, their weight divided by it; batches get smaller."""
     skip_unreadable: bool = False
     """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
     keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1

@@ -38,10 +38,11 @@ def check_memory(
         UserError: names the largest part and the keys that make it smaller.
     """
     weights, buffers = weight_bytes(recipe, model, num_rows), {"the shuffle buffers": buffer_bytes(recipe, model, rows)}
-    if ranks is not None and ranks.size > 1:  # all of this machine's together, as if tables were dealt evenly
-        here, towers = ranks.local_size, weights.pop("the towers")
+    if ranks is not None and ranks.size > 1:
+        # tables as if they were dealt evenly; each GPU has memory of its own
+        here, towers = ranks.local_size if device.type == "cpu" else 1, weights.pop("the towers")
         weights = {"the towers": towers * here, **{name: size * here // ranks.size for name, size in weights.items()}}
-        buffers = {name: size * here // ranks.size for name, size in buffers.items()}
+        buffers = {name: size * ranks.local_size // ranks.size for name, size in buffers.items()}
     if device.type == "cpu":
         _check(model, {**weights, **buffers}, device)
     else:
@@ -66,12 +67,12 @@ def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dic
 
 
 def buffer_bytes(recipe: Recipe, model: str, rows: int) -> int:
-    """Bytes of the loader's two shuffle buffers: four a value, sequences padded to `max_len`."""
+    """Bytes of the loader's three shuffle buffers: four a value, sequences padded to `max_len`."""
     config = recipe.train_config(model)
     widths = [f.max_len + 1 if isinstance(f, SequenceFeature) else 1 for f in recipe.features.values()]
     special = 3  # label, weight, origin
     buffered = max(config.shuffle_rows, config.batch_size, recipe.data.row_group_rows)
-    return 2 * 4 * min(rows, buffered) * (sum(widths) + special)
+    return 3 * 4 * min(rows, buffered) * (sum(widths) + special)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -85,7 +86,10 @@ def free_memory(device: torch.device) -> int | None:
     kib = dict(re.findall(r"(\w+): +(\d+) kB", system.read_text()))
     free = 1024 * (int(kib["MemAvailable"]) + int(kib["SwapFree"]))
     of_container = limit.read_text().strip() if limit.exists() else "max"
-    return min(free, int(of_container)) if of_container.isdigit() else free
+    used = limit.with_name("memory.current")
+    if not of_container.isdigit():
+        return free
+    return min(free, int(of_container) - (int(used.read_text()) if used.exists() else 0))
 
 
 def _check(model: str, parts: Mapping[str, int], device: torch.device) -> None:

@@ -148,7 +148,7 @@ class Run:
             "towers": {name: recipe["towers"][name] for name in self.recipe.models[model].towers},
             "model": {key: value for key, value in recipe["models"][model].items() if key != "train"},
             "train": self.recipe.train_config(model).model_dump(
-                mode="json", exclude={"tensorboard", "keep_checkpoints", "warm_start"}
+                mode="json", exclude={"tensorboard", "keep_checkpoints", "skip_unreadable", "warm_start"}
             ),
             "version": ctrkit.__version__,
         }

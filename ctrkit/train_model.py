@@ -59,9 +59,11 @@ class ModelTraining:
                 metric is not defined on the validation part, or training diverges.
         """
         config, ranks = self.config, self.ranks
+        num_rows = self.log.encoding.num_rows()
+        ranks.on_each(lambda: find_device(config.device, ranks).type)  # what one refuses, all refuse
         device = find_device(config.device, ranks)
-        share = Share.of_process(ranks.rank, ranks.size, config.shards)
-        check_memory(self.recipe, self.model, self.log.encoding.num_rows(), self.log.rows("train"), device, ranks)
+        share = ranks.on_each(lambda: Share.of_process(ranks.rank, ranks.size, config.shards))[ranks.rank]
+        ranks.on_each(lambda: check_memory(self.recipe, self.model, num_rows, self.log.rows("train"), device, ranks))
         loader = Loader(
             self.log.schema,
             self.log.files("train"),
@@ -69,6 +71,7 @@ class ModelTraining:
             shuffle_rows=config.shuffle_rows,
             in_log_order=config.order == "log",
             seed=config.seed,
+            negative_rate=config.negative_rate,
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
@@ -89,7 +92,7 @@ class ModelTraining:
             "seconds": round(progress.seconds, 1),
             "rows_per_second": rate,
             "processes": ranks.size,
-            "unreadable_rows": passed - progress.rows,
+            **self._unreadable(loader, passed - progress.rows),
             "weights": trainer.digest(),
             "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
@@ -98,6 +101,15 @@ class ModelTraining:
             f"{rate:,} rows/s"
         )
         return result
+
+    def _unreadable(self, loader: Loader, missing: int) -> dict[str, Any]:
+        """Rows that could not be read in what was trained on, and the row groups that they lie in."""
+        here = [(str(path), group, count) for (path, group), count in sorted(loader.unreadable.items())]
+        of_ranks = [each for rank in self.ranks.on_each(lambda: here) for each in rank]
+        groups = sorted({(path, group) for path, group, _ in of_ranks})
+        if self.config.negative_rate < 1:  # most of what is missing was left out on purpose
+            missing = sum(count for _, _, count in of_ranks)
+        return {"unreadable_rows": missing, "unreadable": [list(group) for group in groups]}
 
     def _warn(self, message: str) -> None:
         self.say(f"  warning: {message}")
@@ -116,7 +128,7 @@ class ModelTraining:
                 ranks,
                 device,
                 batch_size=-(-config.batch_size // ranks.size),
-                memory=None if free is None else free // ranks.local_size,
+                memory=None if free is None else free // (ranks.local_size if device.type == "cpu" else 1),
             )
             torch.manual_seed(config.seed + ranks.rank)  # each drops other units
         optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)

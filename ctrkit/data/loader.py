@@ -1,5 +1,6 @@
 """Prepared row groups to shuffled batches, without a Python loop over rows."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ctrkit.errors import UserError
 from ctrkit.schema import Schema
 
 SHARDS = 8
+_DRAWN = 65_536  # rows whose fate is drawn at once
 _STREAMED = 65_536  # rows of a buffer that is not shuffled
 
 
@@ -56,13 +58,13 @@ class Loader:
 
     In training the row groups are permuted and cut into buffers of `shuffle_rows` rows. A buffer is dealt, as it lies,
     to `shards` shards; each permutes its rows, and each gives the same number of rows to every batch. Which rows a
-    batch has is a function of (seed, epoch, shards) alone: processes that share the shards read only their own rows and
-    see, together, the batches that one process would see. With `in_log_order` the row groups are read as they lie and
-    only the buffer is permuted: in a log sorted by time, the newest impressions come last, and what is learnt last
-    weighs most when the next day is served. `shuffle_rows=0` keeps the order of the log.
+    batch has is a function of seed, epoch, batch_size, shuffle_rows and shards alone: processes that share the shards
+    read only their own rows and see, together, the batches that one process would see. With `in_log_order` the row
+    groups are read as they lie and only the buffer is permuted: in a log sorted by time, the newest impressions come
+    last, and what is learnt last weighs most when the next day is served. `shuffle_rows=0` keeps the order of the log.
 
-    The next buffer is read while one is used. Memory: two buffers of `shuffle_rows` rows and a row group, divided by
-    the number of processes.
+    The next buffer is read, part by part, and put together while one is used. Memory: three buffers of `shuffle_rows`
+    rows and a row group, divided by the number of processes.
 
     Args:
         schema: of the log.
@@ -70,7 +72,9 @@ class Loader:
         batch_size: rows of a batch, over all processes.
         shuffle_rows: rows of a buffer, over all processes.
         in_log_order: see above.
-        seed: of the order.
+        seed: of the order, and of the negatives that stay.
+        negative_rate: share of the impressions without a click that stay, other ones in each epoch, their weight
+            divided by it: the expected loss, and with it calibration, stay as they are. Batches are smaller then.
         share: of this process; all of the log by default.
         part: (i, n): only the i-th of n even parts of the rows, as they lie, for what is read without shuffling.
         on_unreadable: called with a message where a row group cannot be read; its rows are left out, the batches are
@@ -89,6 +93,7 @@ class Loader:
         shuffle_rows: int = 0,
         in_log_order: bool = False,
         seed: int = 0,
+        negative_rate: float = 1.0,
         share: Share | None = None,
         part: tuple[int, int] = (0, 1),
         on_unreadable: Callable[[str], None] | None = None,
@@ -96,6 +101,7 @@ class Loader:
         self._groups = RowGroups(schema, files)
         self.share = share or Share()
         self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
+        self._negative_rate = negative_rate
         self._permute_groups = shuffle_rows > 0 and not in_log_order
         self._on_unreadable = on_unreadable
         self.unreadable: dict[tuple[Path, int], int] = {}
@@ -170,7 +176,23 @@ class Loader:
             row_of_place[place] = np.arange(len(place))
             batches = [row_of_place[batch] for batch in batches]
             batches = [batch[batch >= 0] for batch in batches]
+        if self._negative_rate < 1:
+            found, stays = self._without_negatives(found, place, epoch, base + before)
+            batches = [batch[stays[batch]] for batch in batches]
         return _Buffer(found, batches)
+
+    def _without_negatives(
+        self, rows: Rows, place: npt.NDArray[np.int64], epoch: int, start: int
+    ) -> tuple[Rows, npt.NDArray[np.bool_]]:
+        """The rows with their new weights, and which of them stay: by chance, but the same whoever reads them."""
+        blocks = (start + place) // _DRAWN
+        stays = rows.label_R > 0
+        for block in np.unique(blocks):
+            drawn = np.random.default_rng((self._seed, epoch, int(block), 0, 1)).random(_DRAWN)
+            here = blocks == block
+            stays[here] |= drawn[(start + place[here]) % _DRAWN] < self._negative_rate
+        weight_R = np.where(rows.label_R > 0, rows.weight_R, rows.weight_R / self._negative_rate).astype(np.float32)
+        return dataclasses.replace(rows, weight_R=weight_R), stays
 
     def _leave_out(self, failed: Sequence[tuple[int, int, UserError]]) -> None:
         if self._on_unreadable is None:

@@ -113,7 +113,7 @@ def _kernels(sharded: Any) -> list[Any]:
 class TableShards(nn.Module):
     """Shards of several tables and their pooled look-up: what a kernel of TorchRec delegates to.
 
-    It takes the memory of the module that it replaces. Shards of one width lie in one parameter.
+    Shards of one width lie in one parameter, to which they are copied when the module is made.
     """
 
     def __init__(self, kernel: BatchedDenseEmbeddingBag) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 
-_PATIENCE = datetime.timedelta(days=7)  # the others wait as long as the first one prepares a log
+_PATIENCE = datetime.timedelta(days=1)  # the others wait as long as the first one prepares a log
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Ranks:
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
-        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
         return cls(distributed.get_rank(), size, local_rank, local_size)
 
     def leave(self) -> "Ranks":
@@ -92,7 +92,7 @@ class Ranks:
             distributed.all_gather_object(outcomes, outcome)
         for _, error in (outcome, *outcomes):  # its own error first: it still has its traceback
             if error is not None:
-                raise error
+                raise _of_all(error)
         return [result for result, _ in outcomes]
 
     def on_first(self, work: Callable[[], T]) -> T:
@@ -104,8 +104,14 @@ class Ranks:
             outcome = outcome or told[0]
         result, error = outcome
         if error is not None:
-            raise error
+            raise _of_all(error)
         return result  # type: ignore[no-any-return]
+
+
+def _of_all(error: Exception) -> Exception:
+    """Marked, so that one rank speaks for all (`ctrkit.cli`)."""
+    error.raised_by_all = True  # type: ignore[attr-defined]
+    return error
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

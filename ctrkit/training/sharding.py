@@ -8,7 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import PlannerError
 
+from ctrkit.errors import UserError
 from ctrkit.nn.sharded_embedding import ShardedEmbedding, TableSharder
 from ctrkit.objectives.objective import Objective
 from ctrkit.training.ranks import Ranks
@@ -35,7 +37,13 @@ def shard(
     topology = Topology(world_size=ranks.size, local_world_size=ranks.local_size, compute_device=device.type, **cap)
     planner = EmbeddingShardingPlanner(topology=topology, batch_size=batch_size)
     sharders = [TableSharder()]
-    plan = planner.collective_plan(objective, sharders, dist.group.WORLD)
+    try:
+        plan = planner.collective_plan(objective, sharders, dist.group.WORLD)
+    except PlannerError as error:
+        raise UserError(
+            f"TorchRec's planner finds no place for the tables on {ranks.size} processes: {error}; start more of them, "
+            'on more machines, lower embedding.dim, or set train.table_optimizer = "rowwise_adagrad"'
+        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchRec's call of DistributedDataParallel
         model: nn.Module = DistributedModelParallel(objective, device=device, plan=plan, sharders=sharders)

@@ -1,5 +1,6 @@
 """Optimizers of embedding tables: a step touches the rows that were looked up, however large the tables are."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -41,7 +42,10 @@ class TableOptimizer(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(list(params), {"method": method, "lr": lr, "l2": l2, "betas": betas, "eps": eps, "steps": 0})
+        # a group, though it be empty: a process may hold no table
+        super().__init__(
+            [{"params": list(params)}], {"method": method, "lr": lr, "l2": l2, "betas": betas, "eps": eps, "steps": 0}
+        )
         for group in self.param_groups:
             for weight in group["params"]:
                 self.state[weight] = _initial_state(weight, group)
@@ -49,7 +53,7 @@ class TableOptimizer(torch.optim.Optimizer):
     def state_like(self, num_rows: int, dim: int) -> dict[str, Tensor]:
         """Shapes and types of what is kept, row by row, of a table; on the meta device."""
         weight = torch.empty(num_rows, dim, device="meta")
-        state = _initial_state(weight, self.param_groups[0] if self.param_groups else self.defaults)
+        state = _initial_state(weight, self.param_groups[0])
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -125,11 +129,13 @@ def stochastically_rounded(value: Tensor) -> Tensor:
 
     Rounded to the nearest, a step below half a unit of the last place would never move a weight.
     """
+    smallest = 2.0**-14  # normal float16; below it they stand 2^-24 apart
+    small = value + (torch.rand(value.shape, device=value.device) - 0.5) * 2.0**-24
     below = 13  # bits of a float32's significand that a float16 has not
     bits = value.contiguous().view(torch.int32)
     noise = torch.randint(0, 1 << below, bits.shape, dtype=torch.int32, device=bits.device)
     kept = (bits + noise) & -(1 << below)
-    return kept.view(torch.float32).to(torch.float16)
+    return torch.where(value.abs() < smallest, small, kept.view(torch.float32)).to(torch.float16)
 
 
 def _summed(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,21 +171,25 @@ def _adam(
 
 
 def _catch_up(weight_RE: Tensor, mean_RE: Tensor, square_RE: Tensor, missed_R1: Tensor, group: dict[str, Any]) -> None:
-    """What dense Adam would have done in the steps that a row has missed, with today's bias correction; all in place.
+    """What dense Adam would have done in the steps that a row has missed, at today's learning rate; all in place.
 
-    Without a gradient the j-th of them moves a row by lr m b1^j / sqrt(v b2^j): a geometric series of ratio
-    b1 / sqrt(b2). The penalty alone pulls by lr l2 w / sqrt(v) each time, here at most to zero, and its square is what
-    v tends to.
+    The last gradients first: without another one the j-th step moves a row by lr m b1^j / sqrt(v b2^j), a geometric
+    series of ratio b1 / sqrt(b2), most of it at once. Then the penalty, which pulls by lr l2 w / sqrt(v) at each step,
+    here at most to zero, and whose square is what v tends to.
     """
     (beta1, beta2), lr, l2 = group["betas"], group["lr"], group["l2"]
     correction1, correction2 = 1 - beta1 ** group["steps"], 1 - beta2 ** group["steps"]
-    ratio, kept_R1 = beta1 / beta2**0.5, torch.pow(beta2, missed_R1)
+    ratio = beta1 / beta2**0.5
+    series_R1 = (1 - torch.exp(math.log(ratio) * missed_R1)) * (lr / correction1 * ratio / (1 - ratio))
+    weight_RE.sub_((mean_RE * series_R1).div_(_root(square_RE, correction2, group["eps"])))
+    mean_RE.mul_(torch.exp(math.log(beta1) * missed_R1))
+    kept_R1 = torch.exp(math.log(beta2) * missed_R1)
     square_RE.mul_(kept_R1)
     if l2:
         square_RE.addcmul_((l2 * weight_RE).square_(), 1 - kept_R1)
-    root_RE = (square_RE / correction2).sqrt_().add_(group["eps"])
-    if l2:
-        weight_RE.mul_(1 - (lr * l2 * missed_R1 / root_RE).clamp_(max=1.0))
-    series_R1 = kept_R1.sqrt() * (1 - torch.pow(ratio, missed_R1)) * (lr / correction1 * ratio / (1 - ratio))
-    weight_RE.sub_((mean_RE * series_R1).div_(root_RE))
-    mean_RE.mul_(torch.pow(beta1, missed_R1))
+        pull_RE = lr * l2 * missed_R1 / _root(square_RE, correction2, group["eps"])
+        weight_RE.mul_(1 - pull_RE.clamp_(max=1.0))
+
+
+def _root(square_RE: Tensor, correction2: float, eps: float) -> Tensor:
+    return (square_RE / correction2).sqrt_().add_(eps)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class Trainer:
         patience: evaluations without improvement before training stops.
         evaluations_per_epoch: evaluations, evenly spaced; the last at the end of the epoch.
         clip_norm: largest gradient norm of `clipped`.
-        clipped: parameters whose gradient is clipped (the towers'; the tables' updates are scaled by row).
+        clipped: parameters whose gradient is clipped: the towers'.
         device: where the objective is.
         precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
         keep: checkpoints that stay, beside the best one.
@@ -119,9 +119,8 @@ class Trainer:
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
             with self._bar(train.num_rows * self.epochs, done) as bar:
-                batches = train.epoch(self.progress.epoch, skip_batches=self.progress.batches)
                 self._mark = time.perf_counter()
-                for batch in read_ahead(self._ready(batch) for batch in batches):
+                for batch in read_ahead(self._batches(train)):
                     rows = self._train_step(batch, train, running)
                     bar.update(rows)
                     if self.progress.step % 20 == 0:
@@ -143,13 +142,14 @@ class Trainer:
         names = state.weights(self.objective).keys()
         return self.ranks.on_first(lambda: StoredTensors(best.path).digest(names))
 
-    def _ready(self, batch: Batch) -> Batch:
-        """What does not depend on the weights, done in another thread while the step before runs."""
-        moved = batch.to(self.device)
-        for embedding in self.objective.tables():
-            for address in embedding.address(moved).values():
-                address.grouped()
-        return moved
+    def _batches(self, train: Loader) -> Iterator[Batch]:
+        """The batches to come, with what does not depend on the weights; another thread is ahead of their steps."""
+        for batch in train.epoch(self.progress.epoch, skip_batches=self.progress.batches):
+            moved = batch.to(self.device)
+            for embedding in self.objective.tables():
+                for address in embedding.address(moved).values():
+                    address.grouped()
+            yield moved
 
     def _finished(self) -> bool:
         return self.progress.epoch >= self.epochs or self.progress.stale >= self.patience
@@ -209,14 +209,15 @@ class Trainer:
         """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
         finite_B = batch.dense_BD.isfinite().all(1) & batch.weight_B.isfinite() & batch.label_B.isfinite()
         rates = ", ".join(f"{group['lr']:g}" for optimizer in self.optimizers for group in optimizer.param_groups)
-        if finite_B.all():
+        here = None if finite_B.all() else train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
+        origin = next((each for each in self.ranks.on_each(lambda: here) if each is not None), None)
+        if origin is None:
             cause = (
                 "Every value of the batch is finite, so the weights have diverged: lower train.lr or train.table_lr "
                 f"(the learning rates of this step were {rates})."
             )
         else:
-            path, group = train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
-            cause = f"{path}, row group {group}, holds a value that is not finite: mend or drop it."
+            cause = f"{origin[0]}, row group {origin[1]}, holds a value that is not finite: mend or drop it."
         kept = self.checkpoints.latest()
         return UserError(
             f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}). {cause} "
@@ -224,6 +225,7 @@ class Trainer:
         )
 
     def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
+        self._average_buffers()
         reports = evaluate(self.objective)
         value = check_monitor(self.monitor, reports[self.objective.inference_role()])
         progress = self.progress
@@ -243,6 +245,12 @@ class Trainer:
             progress.best, progress.best_step = value, progress.step
         self._save(best=better)
         self._log(line)
+
+    def _average_buffers(self) -> None:
+        """Batch norm's statistics, each rank's own until here: what is judged and saved is one network."""
+        for buffer in self.objective.towers.buffers() if self.ranks.size > 1 else ():
+            if buffer.is_floating_point():
+                self.ranks.sum(buffer).div_(self.ranks.size)
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.log_scalars is not None:
@@ -306,6 +314,8 @@ class Trainer:
             if not self._finished():
                 self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
             return
+        if checkpoints and checkpoints[0].values.get("fingerprint") != self.fingerprint:
+            self.say("  checkpoints of other settings or another log lie there: they are removed")
         self.checkpoints.clear()
         if self.ranks.rank == 0:
             (self.directory / "metrics.jsonl").unlink(missing_ok=True)

@@ -355,3 +355,35 @@ def test_an_unreadable_row_group_is_left_out_and_counted_if_asked(tmp_path: Path
     (message,) = said
     assert "log.parquet, row group 1: cannot be read" in message
     assert "left out" in message
+
+
+# --- negatives left out
+
+
+def test_negatives_stay_by_chance_and_weigh_as_many_as_they_stand_for(tmp_path: Path) -> None:
+    table = prepared(4000)
+    file = write(tmp_path / "log.parquet", table, [500] * 8)
+    loader = Loader(schema(), [file], batch_size=400, shuffle_rows=1000, negative_rate=0.25)
+    batches = list(loader.epoch())
+    label, weight = np.array(table[LABEL]), np.array(table[WEIGHT])
+    found = rows_of(batches)
+    assert len(set(found)) == len(found)
+    assert {row for row in range(4000) if label[row] == 1} <= set(found)
+    kept = [row for row in found if label[row] == 0]
+    assert len(kept) == pytest.approx(0.25 * (label == 0).sum(), rel=0.1)
+    for batch in batches:
+        for row, value in zip(rows_of([batch]), batch.weight_B.tolist(), strict=True):
+            assert value == pytest.approx(weight[row] * (1 if label[row] else 4), rel=1e-6)
+    other = rows_of(list(loader.epoch(1)))
+    assert set(other) != set(found)  # other ones in each epoch
+    again = Loader(schema(), [file], batch_size=400, shuffle_rows=1000, negative_rate=0.25)
+    assert rows_of(list(again.epoch(0, skip_batches=3))) == rows_of(batches[3:])
+
+
+def test_processes_leave_out_the_same_negatives(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.parquet", prepared(1000), [100] * 10)
+    how: dict[str, Any] = {"batch_size": 64, "shuffle_rows": 300, "negative_rate": 0.3}
+    (alone,) = shares([file], 1, **how)
+    together = zip(*shares([file], 4, **how), strict=True)
+    for batch, parts in zip(alone, together, strict=True):
+        assert rows_of([batch]) == rows_of(parts)

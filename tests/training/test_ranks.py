@@ -102,6 +102,20 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(
         assert result["processes"] == ranks
 
 
+def test_ranks_that_hold_no_table_go_on_too(tmp_path: Path) -> None:
+    """One table of two rows, planned to lie whole on one of four ranks."""
+    few = small_recipe.write(tmp_path)
+    text = few.read_text()
+    start, stop = text.index("[features]"), text.index("[embedding]")
+    few.write_text(f'{text[:start]}[features]\ndevice = {{ side = "context" }}\n\n{text[stop:]}')
+    out = tmp_path / "run"
+    first, _ = train(few, out, 4, "train.epochs=2")
+    (out / "models" / "rocket" / "result.json").unlink()
+    again, result = train(few, out, 4, "train.epochs=2")  # from its last checkpoint, with nothing left to do
+    assert again == []
+    assert len(first) == result["steps"]
+
+
 def test_a_number_that_does_not_divide_the_shards_is_refused_by_all(recipe: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         command(recipe, tmp_path / "run", tmp_path / "losses.json", 3), capture_output=True, text=True, env=quiet()
