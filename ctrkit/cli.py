@@ -330,5 +330,18 @@ def _serve(options: argparse.Namespace) -> dict[str, Any]:
     return serve_command(options)
 
 
+def end(code: int) -> None:
+    """End the process; one of several without tearing down its libraries, whose threads now and then abort it then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "RANK" in os.environ:
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        ended = main()
+    except SystemExit as error:
+        ended = int(error.code or 0)
+    end(ended)

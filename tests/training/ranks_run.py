@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ctrkit.cli import main
+from ctrkit.cli import end, main
 from ctrkit.training.progress import RunningLosses
 
 
@@ -29,4 +29,4 @@ if __name__ == "__main__":
     code = main(["train", *sys.argv[2:]])
     if os.environ.get("RANK", "0") == "0":
         Path(sys.argv[1]).write_text(json.dumps(steps))
-    sys.exit(code)
+    end(code)
