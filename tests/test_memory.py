@@ -48,12 +48,12 @@ def test_what_is_needed_is_what_a_step_holds(model: str, train: dict[str, Any]) 
         ({"shuffle_rows": 10**9}, 50, 1000),
     ],
 )
-def test_two_shuffle_buffers_are_no_longer_than_the_log(
+def test_three_shuffle_buffers_are_no_longer_than_the_log(
     train: dict[str, Any], row_group_rows: int, buffered: int
 ) -> None:
     small = recipe(train=train, data={"path": "log", "row_group_rows": row_group_rows})
     # user, item, price, bid; recent 3 + its length, tags 2 + its length; label, weight, origin
-    assert memory.buffer_bytes(small, "light", 1000) == 2 * 4 * buffered * (4 + 4 + 3 + 3)
+    assert memory.buffer_bytes(small, "light", 1000) == 3 * 4 * buffered * (4 + 4 + 3 + 3)
 
 
 def free(monkeypatch: pytest.MonkeyPatch, cpu: int | None, gpu: int | None = None) -> None:

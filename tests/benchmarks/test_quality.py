@@ -11,8 +11,8 @@ from ctrkit.config import load_recipe
 RECIPES = Path(__file__).parents[2] / "pipelines"
 
 
-def options(recipe: str, *, quick: bool = True) -> argparse.Namespace:
-    return argparse.Namespace(recipe=RECIPES / recipe, set=["train.batch_size=512"], quick=quick)
+def options(recipe: str, *, quick: bool = True, reference: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(recipe=RECIPES / recipe, set=["train.batch_size=512"], quick=quick, reference=reference)
 
 
 @pytest.mark.parametrize(("recipe", "rows"), [("demo.toml", 60_000), ("movielens_1m.toml", None)])
