@@ -92,7 +92,7 @@ class ModelTraining:
             "seconds": round(progress.seconds, 1),
             "rows_per_second": rate,
             "processes": ranks.size,
-            **self._unreadable(loader, passed - progress.rows),
+            "unreadable_rows": self._unreadable(loader, passed - progress.rows),
             "weights": trainer.digest(),
             "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
@@ -102,14 +102,15 @@ class ModelTraining:
         )
         return result
 
-    def _unreadable(self, loader: Loader, missing: int) -> dict[str, Any]:
-        """Rows that could not be read in what was trained on, and the row groups that they lie in."""
-        here = [(str(path), group, count) for (path, group), count in sorted(loader.unreadable.items())]
-        of_ranks = [each for rank in self.ranks.on_each(lambda: here) for each in rank]
-        groups = sorted({(path, group) for path, group, _ in of_ranks})
+    def _unreadable(self, loader: Loader, missing: int) -> int:
+        """Rows that could not be read in what was trained on; names the row groups that other ranks met."""
+        here = dict(loader.unreadable)
+        of_ranks = self.ranks.on_each(lambda: here)
+        for path, group in sorted({origin for rank in of_ranks for origin in rank} - here.keys()):
+            self._warn(f"{path}, row group {group}: cannot be read; its rows are left out")
         if self.config.negative_rate < 1:  # most of what is missing was left out on purpose
-            missing = sum(count for _, _, count in of_ranks)
-        return {"unreadable_rows": missing, "unreadable": [list(group) for group in groups]}
+            return sum(count for rank in of_ranks for count in rank.values())
+        return missing
 
     def _warn(self, message: str) -> None:
         self.say(f"  warning: {message}")
