@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a device that fails: what was there before is kept
+        message = f"{error}; mend that and run the same command again"
+        print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("ctrkit: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -233,6 +237,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     if options.model is not None and options.model not in run.recipe.models:
         raise UserError(f"--model {options.model}: not in [models]: {sorted(run.recipe.models)}")
     models = [options.model] if options.model else list(run.recipe.models)
+    run.check_starts(models)
     results = {model: run.train(model) for model in models}
     run.ranks.leave()
     lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -120,11 +120,17 @@ class Run:
         """Train all models; whether this process goes on: of several ranks the first does, by itself."""
         for model in self.recipe.models:
             self._start(model)  # before another is trained
+        self.check_starts(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
         first = self.ranks.rank == 0
         self.ranks = self.ranks.leave()
         return first
+
+    def check_starts(self, models: Iterable[str]) -> None:
+        """Refuse models that start from weights that are not there, before the first of them is trained."""
+        for model in models:
+            self._start(model)
 
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
@@ -178,6 +184,7 @@ class Run:
     def evaluation(self) -> dict[str, Any]:
         """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
         place = self.directory / "evaluation.json"
+        self.check_starts(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
         fingerprint = _sha256({model: self._weights(model) for model in self.recipe.models})

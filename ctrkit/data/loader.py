@@ -200,7 +200,7 @@ class Loader:
         for index, count, error in failed:
             origin = self.origin(index)
             if origin not in self.unreadable:
-                self._on_unreadable(f"{error}; its rows are left out")
+                self._on_unreadable(f"its rows are left out: {error}")
             self.unreadable[origin] = self.unreadable.get(origin, 0) + count
 
     def _batch(self, rows: Rows) -> Batch:

@@ -33,8 +33,7 @@ class Objective(nn.Module, ABC):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss, by name: loss[B], one value an impression, already multiplied by their weights.
 
-        The trainer minimises the mean over the batch of weight times their sum (divided by rows, not by the sum of the
-        weights); kept apart so that each can be logged.
+        The trainer minimises the weighted mean over the batch of their sum; kept apart so that each can be logged.
         """
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -574,7 +574,10 @@ def _verify(path: Path, files: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
 
 
 def _damaged(file: Path) -> UserError:
-    return UserError(f"{file}: damaged or missing; the checkpoint {file.parent} cannot be used, delete it")
+    return UserError(
+        f"{file}: damaged or missing, so the checkpoint cannot be used; without {file.parent.parent} the model is "
+        "trained anew"
+    )
 
 
 def _write_file(path: Path, content: bytes) -> None:

@@ -172,9 +172,13 @@ class Trainer:
 
     def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> int:
         """One step of all processes; the rows of the whole batch."""
-        rows = int(self.ranks.sum(torch.tensor(len(batch))))
-        if rows:  # none if none of them could be read: nothing is to be learnt
-            self._update(batch, rows, train, running)
+        here = torch.stack(
+            [batch.weight_B.sum(dtype=torch.float64).cpu(), torch.tensor(len(batch), dtype=torch.float64)]
+        )
+        weight, rows = self.ranks.sum(here).tolist()
+        rows = int(rows)
+        if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
+            self._update(batch, weight, train, running)
         self.progress.step += 1
         self.progress.batches += 1
         self.progress.rows += rows
@@ -183,18 +187,18 @@ class Trainer:
         self._mark = now
         return rows
 
-    def _update(self, batch: Batch, rows: int, train: Loader, running: RunningLosses) -> None:
-        """Move the weights by one batch, of so many rows over all processes."""
+    def _update(self, batch: Batch, weight: float, train: Loader, running: RunningLosses) -> None:
+        """Move the weights by one batch, whose impressions weigh so much over all processes."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.model(batch)
         sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
-        means = self.ranks.sum(sums.detach() / rows)
+        means = self.ranks.sum(sums.detach() / weight)
         if not math.isfinite(means.sum().item()):
             raise self._diverged(batch, train, "the loss")
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
-        torch.autograd.backward(sums.sum() * (self.ranks.size / rows))
+        torch.autograd.backward(sums.sum() * (self.ranks.size / weight))
         if self.clipped:
             norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
             if not math.isfinite(norm.item()):

@@ -298,7 +298,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     flip_a_bit(".metadata"),
     flip_a_bit("__0_0.distcp"),
 ]
-DAMAGED = "damaged or missing; the checkpoint {} cannot be used, delete it"
+DAMAGED = "damaged or missing, so the checkpoint cannot be used; without {} the model is trained anew"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -317,7 +317,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_an_older_one_and_
     assert [line["valid"]["light"]["gauc"] for line in history(tmp_path / "run")] == [0.5, 0.7, 0.9]
     warning, start = dict.fromkeys(said)  # it is said again as it is removed
     assert warning.startswith(f"  warning: {checkpoint(tmp_path / 'run', 18)}/")
-    assert warning.endswith(DAMAGED.format(checkpoint(tmp_path / "run", 18)))
+    assert warning.endswith(DAMAGED.format(checkpoint(tmp_path / "run", 18).parent))
     assert start == "  goes on from step 12 (epoch 3)"
     [left] = small_run.steps(tmp_path / "run")
     assert left.startswith("step-00000018")
@@ -354,7 +354,7 @@ def test_a_run_without_a_whole_checkpoint_starts_anew_and_says_so(
     assert len(said) == 2
     for step, line in zip((18, 12), said, strict=True):
         assert line.startswith("  warning: ")
-        assert line.endswith(DAMAGED.format(checkpoint(tmp_path / "run", step)))
+        assert line.endswith(DAMAGED.format(checkpoint(tmp_path / "run", step).parent))
 
 
 def test_damage_of_another_fingerprint_is_not_looked_for(log: Path, tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_last_one(log: Pat
 # --- the arithmetic of a step
 
 
-def test_the_weight_of_an_impression_multiplies_its_loss(tmp_path: Path) -> None:
+def test_the_weight_of_an_impression_is_its_share_of_the_mean_loss(tmp_path: Path) -> None:
     weight = [2.0 if row % 3 == 0 else 0.0 for row in range(small_run.ROWS)]
     log = small_run.write_log(tmp_path / "log.parquet", weight=weight)
     schema = networks.schema()
@@ -554,7 +554,7 @@ def test_the_weight_of_an_impression_multiplies_its_loss(tmp_path: Path) -> None
     objective = small_run.pointwise()
     batch = next(train.epoch())
     loss_B = objective.losses(batch)["label"]
-    expected = (loss_B * batch.weight_B).sum().item() / small_run.ROWS
+    expected = (loss_B * batch.weight_B).sum().item() / batch.weight_B.sum().item()
     assert batch.weight_B.sum() == 2.0 * small_run.ROWS / 3
     run = small_run.trainer(objective, tmp_path / "run", train, epochs=1)
     run.fit(train, Scripted([0.5]))
