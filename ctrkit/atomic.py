@@ -104,6 +104,15 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
             new.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """See to it that a file's content, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed `atomic_file` calls left in a directory that no other process writes into now."""
     for leftover in directory.glob(".*.new-*"):

@@ -26,7 +26,7 @@ from typing import Any, Self
 from pydantic import JsonValue
 
 import ctrkit
-from ctrkit.atomic import atomic_directory
+from ctrkit.atomic import atomic_directory, sync
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.graph import TensorSpec as TensorSpec
@@ -182,8 +182,8 @@ def write_bundle(
         (partial / MANIFEST).write_text(_dump(manifest.model_dump(mode="json"), "the manifest"))
         Bundle.load(partial)
         for path in (*partial.rglob("*"), partial):
-            _fsync(path)
-    _fsync(place.parent)
+            sync(path)
+    sync(place.parent)
     return Bundle.load(directory)
 
 
@@ -210,14 +210,6 @@ def _dump(content: Any, what: str) -> str:
 def _entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_empty_directory(path: Path) -> bool:

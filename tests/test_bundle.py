@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_nothing_else(tmp_path: Path, m
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(bundle_module, "_fsync", fail)
+    monkeypatch.setattr(bundle_module, "sync", fail)
     with pytest.raises(OSError, match="Input/output"):
         make_bundle(tmp_path / "bundle", Weights(2))
     with pytest.raises(OSError, match="Input/output"):
@@ -112,7 +112,7 @@ def test_a_killed_write_leaves_no_bundle(tmp_path: Path) -> None:
         "import os, pathlib\n"
         "from ctrkit import bundle\n"
         "from tests.serving.tiny import make_bundle\n"
-        "bundle._fsync = lambda path: os._exit(9)\n"
+        "bundle.sync = lambda path: os._exit(9)\n"
         f"make_bundle(pathlib.Path({str(tmp_path)!r}) / 'bundle')\n"
     )
     root = Path(__file__).parents[1]

@@ -57,6 +57,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from ctrkit.atomic import sync
 from ctrkit.errors import UserError
 from ctrkit.training.ranks import Ranks
 
@@ -526,9 +527,9 @@ def _complete(new: Path, target: Path, files: dict[str, Any], step: int, values:
     files[_VALUES] = {"bytes": len(content), "crc32": f"{zlib.crc32(content):08x}"}
     manifest = {"step": step, "best": best, "files": files}
     _write_file(new / _MANIFEST, json.dumps({**manifest, "crc32": _manifest_checksum(manifest)}, indent=1).encode())
-    _sync(new)
+    sync(new)
     new.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
@@ -585,15 +586,6 @@ def _write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """See to it that the names in a directory are on the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
