@@ -233,6 +233,29 @@ class MutualLearningConfig(_Model):
         return self
 
 
+class EnsembleConfig(_Model):
+    """Towers that are trained beside each other, with tables of their own and no word between them: what teaches."""
+
+    objective: Literal["ensemble"]
+    members: Annotated[list[str], Field(min_length=2, max_length=100)]
+    """Their towers; one may stand there several times: each member starts from other weights."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The members'."""
+        return tuple(self.members)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """member0, member1, ..."""
+        return tuple(f"member{i}" for i in range(len(self.members)))
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Any of them."""
+        return self.roles
+
+
 class LessonConfig(Strict):
     """Who hears whose prediction: see `ctrkit.objectives.hint.Lesson`."""
 
@@ -295,6 +318,11 @@ class CoTrainingConfig(_Model):
 
 
 Model = Annotated[
-    PointwiseConfig | RocketLaunchingConfig | DistillationConfig | MutualLearningConfig | CoTrainingConfig,
+    PointwiseConfig
+    | RocketLaunchingConfig
+    | DistillationConfig
+    | MutualLearningConfig
+    | EnsembleConfig
+    | CoTrainingConfig,
     Field(discriminator="objective"),
 ]

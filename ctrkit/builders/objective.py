@@ -1,6 +1,6 @@
 """The objective of a model, from a recipe's values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,6 +9,7 @@ from ctrkit.config import Recipe
 from ctrkit.config_models import (
     CoTrainingConfig,
     DistillationConfig,
+    EnsembleConfig,
     HintConfig,
     LayerHintConfig,
     MutualLearningConfig,
@@ -56,18 +57,24 @@ def build_objective(
             case PointwiseConfig():
                 return Pointwise(networks.network(config.tower), label_smoothing=config.label_smoothing)
             case RocketLaunchingConfig():
-                return _rocket(config, networks, frozen or {})
+                teachers = recipe.teachers(config.teachers)
+                return _rocket(config, networks, frozen or {}, teachers)
             case DistillationConfig():
-                return _distillation(config, networks, frozen or {})
+                return _distillation(config, networks, frozen or {}, recipe.teachers(config.teachers))
             case MutualLearningConfig():
                 return _mutual(config, networks)
             case CoTrainingConfig():
-                return _co_training(config, networks, frozen or {})
+                return _co_training(config, networks, frozen or {}, recipe.teachers)
+            case EnsembleConfig():
+                members = zip(config.roles, config.members, strict=True)
+                return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
     except ValueError as error:
         raise UserError(f"model '{model}': {error}") from error
 
 
-def _rocket(config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _rocket(
+    config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
     light = networks.network(config.light)
     boosters = {
         role: networks.network(tower, own_tables=config.share == "none")
@@ -76,7 +83,7 @@ def _rocket(config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[s
     first = config.roles[1]
     for light_layer, booster_layer in config.shared_layers:
         _share_layer(light.tower, light_layer, boosters[first].tower, booster_layer)
-    lessons = [Lesson(LIGHT, tuple(config.teachers), _hint(config.teacher_hint), "mean")] if config.teachers else []
+    lessons = [Lesson(LIGHT, tuple(teachers), _hint(config.teacher_hint), "mean")] if teachers else []
     return rocket_launching(
         light,
         boosters,
@@ -108,10 +115,12 @@ def _share_layer(light: Tower, light_layer: int, booster: Tower, booster_layer: 
     light.layers[place] = of_booster
 
 
-def _distillation(config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _distillation(
+    config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
     return distillation(
         networks.network(config.student),
-        config.teachers,
+        teachers,
         frozen=frozen,
         hint=_hint(config.hint),
         label_weight=config.label_weight,
@@ -136,7 +145,12 @@ def _mutual(config: MutualLearningConfig, networks: Networks) -> Objective:
     )
 
 
-def _co_training(config: CoTrainingConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _co_training(
+    config: CoTrainingConfig,
+    networks: Networks,
+    frozen: Mapping[str, Network],
+    teachers: Callable[[Sequence[str]], tuple[str, ...]],
+) -> Objective:
     return CoTraining(
         {
             role: networks.network(tower, own_tables=role in config.own_tables)
@@ -145,7 +159,7 @@ def _co_training(config: CoTrainingConfig, networks: Networks, frozen: Mapping[s
         [
             Lesson(
                 lesson.student,
-                tuple(lesson.teachers),
+                teachers(lesson.teachers),
                 _hint(lesson.hint),
                 lesson.average,
                 lesson.blocked,
