@@ -78,7 +78,7 @@ class ModelTraining:
             seed=config.seed,
             negative_rate=config.negative_rate,
             label_rate=config.label_rate,
-            teachers=[name for name in self.recipe.models[self.model].taught_by if name not in self.frozen],
+            teachers=self.recipe.teacher_columns(self.model),
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )

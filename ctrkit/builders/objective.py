@@ -94,6 +94,8 @@ def _rocket(
         lessons=lessons,
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -127,6 +129,8 @@ def _distillation(
         layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen), "")) for hint in config.layer_hints],
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -142,6 +146,8 @@ def _mutual(config: MutualLearningConfig, networks: Networks) -> Objective:
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -170,6 +176,8 @@ def _co_training(
         frozen=frozen,
         label_weight=config.label_weight,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
         gradient_to_shared=config.gradient_to_shared,
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
