@@ -27,8 +27,18 @@ FEATURES: Mapping[str, Mapping[str, Any]] = {
     "price": {"side": "item", "kind": "dense"},
     "bid": {"side": "item", "kind": "dense"},
 }
-NUM_ROWS = {"user": 12, "item": 20, "tags": 7}
+PRIVILEGED: Mapping[str, Mapping[str, Any]] = {
+    "dwell": {"side": "context", "kind": "dense", "privileged": True},  # before the others: columns are not the first
+    "user": FEATURES["user"],
+    "position": {"side": "context", "privileged": True},
+    **{name: spec for name, spec in FEATURES.items() if name != "user"},
+    "scroll": {"side": "context", "kind": "dense", "privileged": True},
+}
+"""The same with features that only training has, among the others."""
+NUM_ROWS = {"user": 12, "item": 20, "tags": 7, "position": 5}
 DIM = 4
+TEACHER = "score"
+"""Column of the log with another model's probability, which not every impression has."""
 
 
 def schema(features: Mapping[str, Mapping[str, Any]] = FEATURES) -> Schema:
@@ -37,13 +47,18 @@ def schema(features: Mapping[str, Mapping[str, Any]] = FEATURES) -> Schema:
 
 
 def embedding(
-    features: Mapping[str, Mapping[str, Any]] = FEATURES, *, seed: int = 0, init_std: float = 0.5, **settings: Any
+    features: Mapping[str, Mapping[str, Any]] = FEATURES,
+    *,
+    seed: int = 0,
+    init_std: float = 0.5,
+    privileged: bool = False,
+    **settings: Any,
 ) -> Embedding:
     """Its tables; rows far from zero, so that nothing is small by accident."""
     torch.manual_seed(seed)
     tables = schema(features).tables()
     config = EmbeddingConfig(dim=DIM, init_std=init_std, **settings)
-    return build_embedding(schema(features), config, {t: NUM_ROWS[t] for t in tables})
+    return build_embedding(schema(features), config, {t: NUM_ROWS[t] for t in tables}, privileged=privileged)
 
 
 def network(
@@ -84,10 +99,12 @@ def batch(
     )
     dense = rng.normal(size=(rows, len(known.dense_features))).astype(np.float32)[take]
     label = rng.integers(0, 2, rows).astype(np.float32)[take]
+    score = np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)).astype(np.float32)[take]
     return Batch(
         sparse=sparse,
         dense_BD=torch.from_numpy(dense.copy()),
         label_B=torch.from_numpy(label.copy()),
         weight_B=torch.ones(len(label)),
         origin_B=torch.zeros(len(label), dtype=torch.int64),
+        teachers={TEACHER: torch.from_numpy(score.copy())},
     )
