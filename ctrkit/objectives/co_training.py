@@ -145,7 +145,7 @@ class CoTraining(Objective):
         for role in taught:
             weight = self.label_weight.get(role, 1.0)
             if weight:
-                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing)
+                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
                 found[role] = loss_B if weight == 1 else weight * loss_B
         students = {lesson.student for lesson in self.lessons}
         for index, lesson in enumerate(self.lessons):
