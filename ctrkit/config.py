@@ -181,6 +181,11 @@ class Recipe(Strict):
                     f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
                     f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
                 )
+            if teacher in self.columns.teachers and (teacher in above or teacher in model.roles):
+                raise ValueError(
+                    f"model '{name}' is taught by '{teacher}', which is a column of columns.teachers and the name of a "
+                    "network; rename one of them"
+                )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:
         """Model and role of each network of the models above one, by the network's name; a model's name ships."""

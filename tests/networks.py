@@ -35,7 +35,8 @@ PRIVILEGED: Mapping[str, Mapping[str, Any]] = {
     "scroll": {"side": "context", "kind": "dense", "privileged": True},
 }
 """The same with features that only training has, among the others."""
-NUM_ROWS = {"user": 12, "item": 20, "tags": 7, "position": 5}
+NUM_ROWS = {"user": 12, "item": 20, "tags": 7}
+PRIVILEGED_ROWS = {"position": 5}
 DIM = 4
 TEACHER = "score"
 """Column of the log with another model's probability, which not every impression has."""
@@ -58,7 +59,9 @@ def embedding(
     torch.manual_seed(seed)
     tables = schema(features).tables()
     config = EmbeddingConfig(dim=DIM, init_std=init_std, **settings)
-    return build_embedding(schema(features), config, {t: NUM_ROWS[t] for t in tables}, privileged=privileged)
+    return build_embedding(
+        schema(features), config, {t: {**PRIVILEGED_ROWS, **NUM_ROWS}[t] for t in tables}, privileged=privileged
+    )
 
 
 def network(
@@ -82,14 +85,14 @@ def batch(
 ) -> Batch:
     """Impressions drawn from a seed, those of `take`; lists of any length from none to the longest."""
     rng = np.random.default_rng(seed)
-    known = schema(features)
+    known, num_rows = schema(features), {**PRIVILEGED_ROWS, **NUM_ROWS}
     values: list[int] = []
     lengths: list[int] = []
     for feature in known.sparse_features:
         longest = feature.max_len if isinstance(feature, SequenceFeature) else 1
         shortest = 0 if isinstance(feature, SequenceFeature) else 1
         table = getattr(feature, "table", None) or feature.name
-        lists = [rng.integers(0, NUM_ROWS[table], rng.integers(shortest, longest + 1)).tolist() for _ in range(rows)]
+        lists = [rng.integers(0, num_rows[table], rng.integers(shortest, longest + 1)).tolist() for _ in range(rows)]
         values += [row for ids in lists[take] for row in ids]
         lengths += [len(ids) for ids in lists[take]]
     sparse = KeyedJaggedTensor.from_lengths_sync(
