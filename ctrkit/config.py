@@ -185,6 +185,11 @@ class Recipe(Strict):
                 raise ValueError(
                     f"model '{name}': the column '{teacher}' knows nothing of unexposed candidates; set unexposed = 0"
                 )
+            if teacher in self.columns.teachers and (teacher in above or teacher in model.roles):
+                raise ValueError(
+                    f"model '{name}' is taught by '{teacher}', which is a column of columns.teachers and the name of a "
+                    "network; rename one of them"
+                )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:
         """Model and role of each network of the models above one, by the network's name; a model's name ships."""

@@ -77,6 +77,7 @@ class CoTraining(Objective):
         if any(lesson.hint.gradient_share is not None for lesson in self.lessons):
             self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
         self._shared_layers = _shared_parameters(networks)
+        self._check_names(networks, frozen or {})
         for lesson in self.lessons:
             if lesson.auxiliary:
                 widths = networks[lesson.student].tower.hidden_widths
@@ -91,10 +92,27 @@ class CoTraining(Objective):
                 raise ValueError(f"attention transfer takes layers of one width, not {widths[0]} and {widths[1]}")
             self.towers[f"{hint.student}-projection-{index}"] = nn.Linear(*widths)
 
+    def _check_names(self, networks: Mapping[str, Network], frozen: Mapping[str, Network]) -> None:
+        """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
+        for name in networks.keys() & frozen.keys():
+            raise ValueError(f"'{name}' is the name of a network and of a frozen teacher; rename one of them")
+        students = {lesson.student for lesson in self.lessons}
+        pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
+        pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
+        for student, teacher in pairs:
+            if student == teacher:
+                raise ValueError(f"'{student}' would teach itself; name another teacher")
+        for role in networks:
+            if self.label_weight.get(role, 1.0) == 0 and role not in students:
+                raise ValueError(f"'{role}' learns from nothing: its label weight is 0, and it is no lesson's student")
+
     def _widths(self, hint: LayerHint) -> tuple[int, int]:
         found = []
+        known = {**self.networks(), **self.frozen.networks()}
         for name, layer in ((hint.student, hint.layer), (hint.teacher, hint.teacher_layer)):
-            network = self.networks().get(name) or self.frozen.network(name)
+            if name not in known:
+                raise ValueError(f"layer hint: '{name}' is no network: {', '.join(sorted(known))}")
+            network = known[name]
             widths = network.tower.hidden_widths
             if layer >= len(widths):
                 raise ValueError(f"layer hint: '{name}' has {len(widths)} hidden layers, the last is {len(widths) - 1}")
@@ -146,7 +164,7 @@ class CoTraining(Objective):
         for role in taught:
             weight = self.label_weight.get(role, 1.0)
             if weight:
-                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing)
+                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
                 found[role] = loss_B if weight == 1 else weight * loss_B
         found |= self._hints(taught, traces, batch, step, "hint")
         if self.unexposed and self.training:
@@ -184,21 +202,31 @@ class CoTraining(Objective):
         return found
 
     def _hint(self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int) -> Tensor:
+        """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
             student_B = single_logit(self.towers[_auxiliary(lesson.student)], traces[lesson.student].hidden[-1])
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
+        known_B = ~torch.stack(teachers).isnan().any(0)
+        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         if lesson.average == "mean":
             teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
-            weight *= self._scale(index, lesson, student_B, teachers, batch.label_B, step)
-        return weight * _mean_hint(lesson, student_B, teachers)
+            weight *= self._scale(index, lesson, student_B, teachers, known_B, batch.label_B, step)
+        return weight * _mean_hint(lesson, student_B, teachers) * known_B
 
     def _scale(
-        self, index: int, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], label_B: Tensor, step: int
+        self,
+        index: int,
+        lesson: Lesson,
+        student_B: Tensor,
+        teachers: Sequence[Tensor],
+        known_B: Tensor,
+        label_B: Tensor,
+        step: int,
     ) -> float:
         """What brings the hint to its share of the label loss's gradient; 0 while that is measured."""
         assert lesson.hint.gradient_share is not None
@@ -209,7 +237,7 @@ class CoTraining(Objective):
             return float(lesson.hint.gradient_share * (label / hint) ** 0.5) if hint > 0 else 0.0
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
-            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers])
+            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
             losses = (label_loss(logit_B, label_B), hint_B)
             gradients = [torch.autograd.grad(loss_B.sum(), logit_B)[0] for loss_B in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
@@ -237,15 +265,14 @@ class Frozen(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def network(self, name: str) -> Network:
-        """One of them."""
-        found = self._members[self._names.index(name)]
-        assert isinstance(found, Network)
-        return found
+    def networks(self) -> dict[str, Network]:
+        """All of them, by name."""
+        members = zip(self._names, self._members, strict=True)
+        return {name: network for name, network in members if isinstance(network, Network)}
 
     def traces(self, batch: Batch) -> dict[str, Traced]:
         """What they make of a batch."""
-        members = {name: self.network(name) for name in self._names}
+        members = self.networks()
         embeddings = {id(e): e for network in members.values() for e in network.embeddings}
         read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
         given = {name: network.vectors(lambda e: read[id(e)]) for name, network in members.items()}
@@ -270,10 +297,8 @@ class _Traceable(nn.Module):
 
 
 def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
-    """Mean over the teachers; zero where one has nothing to say (a column of the log without a score)."""
-    losses_KB = torch.stack([lesson.hint(student_B, teacher_B.nan_to_num()) for teacher_B in teachers])
-    known_B = ~torch.stack([teacher_B.detach() for teacher_B in teachers]).isnan().any(0)
-    return losses_KB.mean(0) * known_B
+    """Mean over the teachers."""
+    return torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers]).mean(0)
 
 
 def _scaled(value: Tensor, share: float) -> Tensor:
