@@ -213,6 +213,8 @@ class MutualLearningConfig(_Model):
     average: Literal["each", "mean"] = "each"
     """each: DML; mean: DML_e."""
     updates: Literal["together", "in_turn"] = "together"
+    across_processes: bool = False
+    """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
     serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     """Which peer ships: the best on the validation part, or the one of that number."""
     unexposed: Annotated[float, Field(ge=0)] = 0.0

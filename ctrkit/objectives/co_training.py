@@ -4,7 +4,7 @@ A method is a choice of networks (with shared or own tables), of lessons (who he
 of what a student's gradient may reach: see the functions in `rocket_launching`, `distillation` and `mutual_learning`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,8 @@ class CoTraining(Objective):
         self.gradient_to_shared = dict(gradient_to_shared or {})
         self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
         self.turns = len(networks) if in_turn else 1
+        self._held: str | None = None
+        self._exchange: Callable[[Tensor], list[Tensor]] = lambda logit_B: [logit_B]
         if any(lesson.hint.gradient_share is not None for lesson in self.lessons):
             self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
         self._shared_layers = _shared_parameters(networks)
@@ -119,6 +121,15 @@ class CoTraining(Objective):
             found.append(widths[layer])
         return found[0], found[1]
 
+    def hold(self, role: str, exchange: Callable[[Tensor], list[Tensor]]) -> None:
+        """Train one network here, the others in processes of their own (`ctrkit.training.peer_ranks`).
+
+        Args:
+            role: of the one.
+            exchange: called with its logit[B]; gives the logits of all networks, in their order.
+        """
+        self._held, self._exchange = role, exchange
+
     # --- forward
 
     def _trace(self, role: str, read: Mapping[int, Vectors]) -> Traced:
@@ -159,6 +170,8 @@ class CoTraining(Objective):
         """Label losses and weighted hints; with `in_turn` those of one network."""
         roles = list(self.networks())
         taught = roles if self.turns == 1 else [roles[turn]]
+        if self._held is not None and self.training:
+            taught = [self._held]
         traces = self._all_traces(batch, taught)
         found: dict[str, Tensor] = {}
         for role in taught:
@@ -168,35 +181,52 @@ class CoTraining(Objective):
                 found[role] = loss_B if weight == 1 else weight * loss_B
         found |= self._hints(taught, traces, batch, step, "hint")
         if self.unexposed and self.training:
-            candidates = self._candidates(batch)
+            candidates = self._candidates(batch, step)
             hints = self._hints(taught, self._all_traces(candidates, taught), candidates, step, "unexposed_hint")
             found |= {name: self.unexposed * hint_B for name, hint_B in hints.items()}
         for index, layer_hint in enumerate(self.layer_hints):
             if layer_hint.student in taught:
                 name = f"layer_hint_{index}"
                 found[name] = self._layer_hint(index, layer_hint, traces)
+        if self._held is not None:  # every process has every name, for their sums over all
+            return {name: found.get(name, torch.zeros_like(batch.weight_B)) for name in self._names()}
         return found
+
+    def _names(self) -> list[str]:
+        """Names of all losses."""
+        labels = [role for role in self.networks() if self.label_weight.get(role, 1.0)]
+        kinds = ["hint", *(["unexposed_hint"] if self.unexposed and self.training else [])]
+        hints = [self._hint_name(kind, lesson.student) for kind in kinds for lesson in self.lessons]
+        return list(dict.fromkeys([*labels, *hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
+
+    def _hint_name(self, kind: str, student: str) -> str:
+        return kind if len({lesson.student for lesson in self.lessons}) == 1 else f"{kind}_{student}"
 
     def _all_traces(self, batch: Batch, taught: Sequence[str]) -> dict[str, Traced]:
         """Of the networks that are taught, with gradients, and of all others."""
         traces = self._traces(batch, taught)
+        if self._held is not None and self.training:
+            logits = self._exchange(traces[self._held].logit_B)
+            others = {role: Traced([], logits[i]) for i, role in enumerate(self.networks()) if role != self._held}
+            with torch.no_grad():
+                return traces | others | self.frozen.traces(batch)
         with torch.no_grad():
             traces |= self._traces(batch, [role for role in self.networks() if role not in taught])
             return traces | self.frozen.traces(batch)
 
-    def _candidates(self, batch: Batch) -> Batch:
+    def _candidates(self, batch: Batch, step: int) -> Batch:
         assert self.crossing is not None
-        return self.crossing(batch, torch.randperm(len(batch), device=batch.label_B.device))
+        drawn = torch.randperm(len(batch), generator=torch.Generator().manual_seed(step))  # alike in every process
+        return self.crossing(batch, drawn.to(batch.label_B.device))
 
     def _hints(
         self, taught: Sequence[str], traces: Mapping[str, Traced], batch: Batch, step: int, name: str
     ) -> dict[str, Tensor]:
         """The weighted hints of the lessons, by `name`, and by student if there are several."""
         found: dict[str, Tensor] = {}
-        students = {lesson.student for lesson in self.lessons}
         for index, lesson in enumerate(self.lessons):
             if lesson.student in taught:
-                key = name if len(students) == 1 else f"{name}_{lesson.student}"
+                key = self._hint_name(name, lesson.student)
                 hint_B = self._hint(index, lesson, traces, batch, step)
                 found[key] = found[key] + hint_B if key in found else hint_B
         return found
