@@ -23,9 +23,10 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run
-from ctrkit.train_model import trained
+from ctrkit.train_model import ModelTraining, trained
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.predict import predict
+from ctrkit.training.ranks import Ranks
 from ctrkit.training.trainer import CHECKPOINTS, Trainer
 from ctrkit.training.warm_start import Source, warm_start
 from ctrkit_serving.scorer import Scorer
@@ -270,6 +271,14 @@ def test_a_killed_mutual_learning_goes_on_to_the_same_peer(copy: Path, monkeypat
     run, said = opened(copy)
     assert run.train("peers") == {**expected, **dict.fromkeys(("seconds", "rows_per_second"), ANY)}
     assert any(line.startswith("  goes on from step ") for line in said)
+
+
+def test_networks_that_learn_in_turn_do_so_in_one_process(finished: Path, tmp_path: Path) -> None:
+    # DistributedDataParallel wants every parameter in every step
+    run, _ = opened(finished)
+    training = ModelTraining(run.recipe, "peers", run.log, tmp_path, ranks=Ranks(0, 2))
+    with pytest.raises(UserError, match="model 'peers': networks that learn in turn train in one process, not in 2"):
+        training.fit("fingerprint")
 
 
 # --- distillation
