@@ -21,6 +21,7 @@ from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints, Found, StoredTensors
+from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.progress import Progress, RunningLosses
 from ctrkit.training.ranks import Ranks
 
@@ -55,6 +56,7 @@ class Trainer:
         keep: checkpoints that stay, beside the best one.
         begin: called before the first step of a training that does not go on from a checkpoint.
         ranks: that train together, each with its share of every batch; all of them call `fit`.
+        peers: where each rank trains one network on the same batches, in the place of a share of every batch.
         model: what is called for the losses of a batch; the objective if not given.
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
@@ -80,6 +82,7 @@ class Trainer:
         keep: int = 1,
         begin: Callable[[], None] = lambda: None,
         ranks: Ranks | None = None,
+        peers: PeerRanks | None = None,
         model: nn.Module | None = None,
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
@@ -97,6 +100,8 @@ class Trainer:
         self.precision = precision
         self.begin = begin
         self.ranks = ranks or Ranks()
+        self.peers = peers
+        self._batch_ranks = Ranks() if peers else self.ranks  # that share a batch
         self.model = model or objective
         self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
@@ -175,7 +180,7 @@ class Trainer:
         here = torch.stack(
             [batch.weight_B.sum(dtype=torch.float64).cpu(), torch.tensor(len(batch), dtype=torch.float64)]
         )
-        weight, rows = self.ranks.sum(here).tolist()
+        weight, rows = self._batch_ranks.sum(here).tolist()
         rows = int(rows)
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
             for turn in range(self.objective.turns):
@@ -201,13 +206,15 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
-        torch.autograd.backward(sums.sum() * (self.ranks.size / weight))
+        torch.autograd.backward(sums.sum() * (self._batch_ranks.size / weight))
         if self.clipped:
             norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
+            if self.peers:
+                self.ranks.sum(norm)  # what stops one stops all
             if not math.isfinite(norm.item()):
                 raise self._diverged(batch, train, "the gradient")
         for optimizer in self.optimizers:
-            if self.objective.turns == 1 or _has_gradient(optimizer):
+            if (self.objective.turns == 1 and not self.peers) or _has_gradient(optimizer):
                 optimizer.step()
         running.add(dict(zip(losses, means.tolist(), strict=True)))
 
@@ -231,7 +238,10 @@ class Trainer:
         )
 
     def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
-        self._average_buffers()
+        if self.peers:
+            self.peers.gather(self.progress.step)
+        else:
+            self._average_buffers()
         reports = evaluate(self.objective)
         candidates = {role: check_monitor(self.monitor, reports[role]) for role in self.objective.candidates()}
         sign = 1 if METRICS[self.monitor] else -1
