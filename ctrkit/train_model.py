@@ -72,6 +72,11 @@ class ModelTraining:
                 metric is not defined on the validation part, or training diverges.
         """
         config, ranks = self.config, self.ranks
+        if ranks.size > 1 and getattr(self.recipe.models[self.model], "updates", None) == "in_turn":
+            raise UserError(
+                f"model '{self.model}': networks that learn in turn train in one process, not in {ranks.size}; set "
+                'updates = "together"'
+            )
         num_rows = self.log.encoding.num_rows()
         ranks.on_each(lambda: find_device(config.device, ranks).type)  # what one refuses, all refuse
         device = find_device(config.device, ranks)

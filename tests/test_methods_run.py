@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from ctrkit.builders.objective import build_objective
 from ctrkit.bundle import Bundle
 from ctrkit.config import Recipe, load_recipe
 from ctrkit.data.loader import Loader
@@ -22,10 +23,12 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run
-from ctrkit.train_model import trained
+from ctrkit.train_model import ModelTraining, trained
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.predict import predict
+from ctrkit.training.ranks import Ranks
 from ctrkit.training.trainer import CHECKPOINTS, Trainer
+from ctrkit.training.warm_start import Source, warm_start
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
 
@@ -270,6 +273,14 @@ def test_a_killed_mutual_learning_goes_on_to_the_same_peer(copy: Path, monkeypat
     assert any(line.startswith("  goes on from step ") for line in said)
 
 
+def test_networks_that_learn_in_turn_do_so_in_one_process(finished: Path, tmp_path: Path) -> None:
+    # DistributedDataParallel wants every parameter in every step
+    run, _ = opened(finished)
+    training = ModelTraining(run.recipe, "peers", run.log, tmp_path, ranks=Ranks(0, 2))
+    with pytest.raises(UserError, match="model 'peers': networks that learn in turn train in one process, not in 2"):
+        training.fit("fingerprint")
+
+
 # --- distillation
 
 
@@ -357,6 +368,27 @@ def test_a_killed_student_goes_on_with_the_same_teachers(copy: Path, monkeypatch
     run, said = opened(copy)
     assert run.train("taught") == {**expected, **dict.fromkeys(("seconds", "rows_per_second"), ANY)}
     assert any(line.startswith("  goes on from step ") for line in said)
+
+
+def test_a_rocket_starts_warm_with_the_columns_of_its_privileged_booster(finished: Path) -> None:
+    run, _ = opened(finished)
+    old = objective_of(run, "rocket")
+    fresh = build_objective(run.recipe, "rocket", run.log.encoding.num_rows())
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.normal_()
+    found = warm_start(fresh, run.log.encoding, Source.open(finished / "models" / "rocket"))
+    assert (found.added, found.removed, found.rescaled, found.fresh_towers) == ([], [], [], [])
+    batch = next(Loader(run.log.schema, run.log.files("test"), batch_size=64).epoch())
+    for role, logit_B in fresh.eval().logits(batch).items():
+        torch.testing.assert_close(logit_B, old.logits(batch)[role])
+
+
+def test_a_tower_whose_inputs_are_not_known_by_feature_does_not_start_warm(finished: Path) -> None:
+    run, _ = opened(finished)
+    fresh = build_objective(run.recipe, "crossed", run.log.encoding.num_rows())
+    with pytest.raises(UserError, match="tower 'tower' is a DCNv2, whose inputs are not known by feature"):
+        warm_start(fresh, run.log.encoding, Source.open(finished / "models" / "crossed"))
 
 
 def test_what_was_trained_opens_without_its_run(finished: Path) -> None:
