@@ -113,7 +113,7 @@ class _Method:
         return {
             "flatness": {sigma: statistics.mean(values) for sigma, values in flatness.items()},
             "churn": self._churn(ships),
-            "pcoc": statistics.mean(run["pcoc"] for run in self._effect["networks"][ships]["runs"]),
+            "pcoc": statistics.mean(run["pcoc"] for run in self._effect["shipped"]["runs"]),
             "cka": {role: statistics.mean(values) for role, values in similar.items()},
             "path": [
                 {line["epoch"]: {role: r["gauc"] for role, r in line["valid"].items()} for line in of}
@@ -126,13 +126,15 @@ class _Method:
         path = self._place / f"seed{seed}" / "models" / self._model / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    def _churn(self, role: str) -> float | None:
+    def _churn(self, ships: Sequence[str]) -> float | None:
         if len(self._seeds) < 2:
             return None
-        network = network_name(self._model, role)
-        paths = [self._place / f"seed{s}" / "predictions" / "test" / f"{network}.parquet" for s in self._seeds]
+        paths = [
+            self._place / f"seed{seed}" / "predictions" / "test" / f"{network_name(self._model, role)}.parquet"
+            for seed, role in zip(self._seeds, ships, strict=False)
+        ]
         log = Impressions.read(str(paths[0]), Columns())
-        scores = log.scores(ModelRuns(network, tuple(map(str, paths))))
+        scores = log.scores(ModelRuns(self._model, tuple(map(str, paths))))
         return statistics.mean(churn(log.label, a, b, log.user).mean_change for a, b in pairwise(scores))
 
 
