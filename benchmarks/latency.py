@@ -149,7 +149,7 @@ def floors(machine: Machine, ads: int, table: int) -> dict[str, float]:
         TABLE: machine.floor(flops=user + hidden + last, bytes_read=rows),
         HOT: machine.floor(flops=user + hidden + last),
         SPLIT_INT8: machine.floor(flops=user + last, int8_ops=item + hidden),
-        INT8: machine.floor(flops=user + last, int8_ops=hidden, bytes_read=rows),
+        INT8: machine.floor(flops=user + last, int8_ops=hidden, bytes_read=rows // 4),
     }
 
 

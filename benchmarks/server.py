@@ -24,13 +24,14 @@ from benchmarks.latency_tower import LIGHT, request_of, write_tower
 from benchmarks.latency_ways import write_plain_export
 from benchmarks.server_bundles import BAD, publish
 from benchmarks.server_fuzz import Valid, malformed, send
-from benchmarks.server_load import Answers, closed_loop, open_loop
-from benchmarks.server_peers import Served, encoded, infer_http, mlserver_p50_ms, triton_inputs
+from benchmarks.server_peers import Served, encoded, mlserver_p50_ms, triton_inputs
 from benchmarks.server_process import Server, until
+from ctrkit_serving.bench.answers import Answers, most_within
+from ctrkit_serving.bench.http_load import closed_loop, open_loop
+from ctrkit_serving.bench.over_http import Server as Target
 from ctrkit_serving.scorer import Scorer
 
 MODEL, TABLE_MODEL = "tower", "tower_with_item_table"
-PATH = f"/v2/models/{MODEL}/infer"
 Result = dict[str, Any]
 
 
@@ -83,7 +84,8 @@ class Bench:
 
     def raw(self, timeout_ms: int | None = None, which: Sequence[int] = range(20)) -> list[bytes]:
         """Whole HTTP requests."""
-        return [infer_http(PATH, self.feeds[i], timeout_ms) for i in which]
+        target = Target("127.0.0.1", 0, MODEL)
+        return [target.request(self.feeds[i], timeout_ms=timeout_ms) for i in which]
 
     def capacity(self, server: Server) -> float:
         """Requests a second that a closed loop of 8 gets."""
@@ -183,12 +185,10 @@ def curve(bench: Bench) -> Result:
         for share in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2):
             answers = open_loop(server.place, bench.raw(), rate=share * capacity, seconds=seconds)
             points.append({"share": share, **_point(answers)})
-        low, high = 0.0, capacity
-        for step in range(3 if bench.quick else 6):
-            rate = (low + high) / 2
-            answers = open_loop(server.place, bench.raw(), rate=rate, seconds=seconds, seed=step)
-            good = answers.share(200) == 1 and float(np.quantile(answers.latency(), 0.99)) <= 5.0
-            low, high = (rate, high) if good else (low, rate)
+        low = most_within(
+            lambda rate, seed: open_loop(server.place, bench.raw(), rate=rate, seconds=seconds, seed=seed),
+            capacity, 5.0, 3 if bench.quick else 6,
+        )  # fmt: skip
     return {"capacity_rps": capacity, "rps_at_p99_5_ms": low, "curve": points}
 
 
@@ -221,10 +221,14 @@ def pushes(bench: Bench) -> Result:
         raw, seconds = bench.raw(which=[0]), apart * len(numbers) + 3
         quiet = open_loop(server.place, raw, rate=rate, seconds=seconds / 3)
 
+        def decided(number: int) -> bool:
+            return bool(server.find("serving", version=number) or server.find("rejected", version=number))
+
         def push() -> None:
             for number in numbers:
                 (aside / MODEL / str(number)).rename(bench.models / MODEL / str(number))
                 time.sleep(apart)
+                until(partial(decided, number))
 
         pusher = threading.Thread(target=push)
         pusher.start()

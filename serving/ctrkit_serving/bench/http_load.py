@@ -1,36 +1,12 @@
-"""An open loop: requests leave at Poisson times whatever the server does, latency counts from when they were due."""
+"""Load over HTTP: an open loop, whose requests leave at Poisson times whatever the server does, or a closed one."""
 
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-
-@dataclass
-class Answers:
-    """What came back, one entry a request in the order of the answers; times in milliseconds."""
-
-    status: list[int] = field(default_factory=list)
-    from_due_ms: list[float] = field(default_factory=list)
-    from_sent_ms: list[float] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    """Of status 200, if they are kept."""
-    lost: int = 0
-    """Requests whose connection ended before their answer."""
-    seconds: float = 0.0
-
-    def latency(self, status: int = 200, *, from_due: bool = True) -> npt.NDArray[np.float64]:
-        """Latencies of the answers of one status."""
-        chosen = np.array(self.status) == status
-        found: npt.NDArray[np.float64] = np.array(self.from_due_ms if from_due else self.from_sent_ms)[chosen]
-        return found
-
-    def share(self, status: int) -> float:
-        """Share of one status among all requests."""
-        return self.status.count(status) / max(1, len(self.status) + self.lost)
+from ctrkit_serving.bench.answers import Answers
 
 
 class _Connection(asyncio.Protocol):
