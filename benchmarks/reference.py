@@ -12,8 +12,8 @@ from unittest.mock import patch
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from ctrkit.build import build_optimizers
-from ctrkit.config import TrainConfig
+from ctrkit.builders.optimizers import build_optimizers
+from ctrkit.config_models import TrainConfig
 from ctrkit.objectives.objective import Objective
 
 

@@ -23,7 +23,8 @@ from torchrec import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.build import build_objective, build_optimizers
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader

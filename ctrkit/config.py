@@ -5,7 +5,7 @@
     [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
     [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size
 
-Modules never see these objects: `ctrkit.build` passes their values on as plain arguments.
+Modules never see these objects: `ctrkit.builders` passes their values on as plain arguments.
 """
 
 import tomllib
@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ctrkit.config_data import Count, DataConfig, Seed, Strict
+from ctrkit.config_data import DataConfig, Strict
 from ctrkit.config_errors import explain
+from ctrkit.config_models import EnsembleConfig, Model, TrainConfig
 from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
@@ -31,10 +32,14 @@ class ColumnsConfig(Strict):
     """Columns of the log that are no features."""
 
     label: str
+    unlabelled: bool = False
+    """Impressions of the training part may lack the label; only hints of other networks reach them."""
     group: str
     weight: str | None = None
     time: str | None = None
     oracle: str | None = None
+    teachers: list[str] = Field(default_factory=list)
+    """Columns with the click probability of other models, for `teachers` of a model."""
     slices: list[str] = Field(default_factory=list)
     """Columns that predictions carry as they are, for `ctrkit evaluate --slice`."""
 
@@ -51,101 +56,30 @@ class EmbeddingConfig(Strict):
 
 
 class TowerConfig(Strict):
-    """An MLP from the pooled embeddings to one logit."""
+    """From the embeddings to one logit."""
 
+    kind: Literal["mlp", "dcn_v2", "target_attention"] = "mlp"
     hidden: Annotated[list[Width], Field(max_length=100)]
+    """Of the MLP that every kind has."""
     activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"] = "relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_norm: bool = False
+    cross_layers: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of dcn_v2; 3 if not given."""
+    attention_hidden: Annotated[list[Width], Field(min_length=1, max_length=10)] | None = None
+    """Hidden widths of target_attention's units; [36] if not given."""
+    privileged: bool = False
+    """It sees the privileged features too: it may teach, but not ship."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Its learning rate, where it is not train.lr."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
 
-
-class TrainConfig(Strict):
-    """The training loop. `[models.NAME.train]` overrides any of it for one model."""
-
-    epochs: Count = 2
-    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1024
-    seed: Seed = 0
-    optimizer: Literal["adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad"] = "adam"
-    table_lr: Annotated[float, Field(gt=0)] = 1e-3
-    table_l2: Annotated[float, Field(ge=0)] = 1e-3
-    """Weight of the tables' L2 penalty (`ctrkit.training.table_optimizer`)."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    clip_norm: Annotated[float, Field(ge=0)] = 10.0
-    """Largest gradient norm of the towers; 0 leaves it as it is."""
-    monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
-    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
-    patience: Count = 2
-    """Evaluations without improvement before training stops."""
-    evaluations_per_epoch: Count = 1
-    shuffle_rows: Count = 1_000_000
-    """Rows of the shuffle buffer."""
-    order: Literal["random", "log"] = "random"
-    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, its newest rows come last."""
-    device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
-    shards: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Parts that every buffer is dealt in: as many processes as divide it train on the same batches."""
-    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the impressions without a click that are trained on, their weight divided by it; batches get smaller."""
-    skip_unreadable: bool = False
-    """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
-    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1
-    """Newest checkpoints that stay, beside the best one."""
-    warm_start: Annotated[str, Field(min_length=1)] | None = None
-    """Directory of another run: start from the best weights of its model of the same name."""
-    tensorboard: bool = False
-
-
-class _Model(Strict):
-    train: TrainConfig = TrainConfig()
-    """Keys of [train] that this model overrides: those that are set."""
-
-
-class PointwiseConfig(_Model):
-    """One tower by itself."""
-
-    objective: Literal["pointwise"]
-    tower: str
-
-    @property
-    def towers(self) -> tuple[str, ...]:
-        """Names of its towers."""
-        return (self.tower,)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Roles of its networks, as `Objective.networks` has them."""
-        return ("",)
-
-
-class RocketLaunchingConfig(_Model):
-    """A light tower under its booster (Zhou et al., AAAI 2018)."""
-
-    objective: Literal["rocket_launching"]
-    light: str
-    booster: str
-    hint_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Lambda of eq. 1, for one logit."""
-    route: Literal["none", "paper", "shared"] = "shared"
-    """Gradient route: see `ctrkit.objectives.rocket_launching`."""
-
-    @property
-    def towers(self) -> tuple[str, ...]:
-        """Names of its towers."""
-        return (self.light, self.booster)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Roles of its networks, as `Objective.networks` has them."""
-        return ("light", "booster")
-
-
-Model = Annotated[PointwiseConfig | RocketLaunchingConfig, Field(discriminator="objective")]
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        for key, kind in (("cross_layers", "dcn_v2"), ("attention_hidden", "target_attention")):
+            if getattr(self, key) is not None and self.kind != kind:
+                raise ValueError(f'{key} is a key of kind = "{kind}"; this tower is of kind "{self.kind}"')
+        return self
 
 
 class ExportConfig(Strict):
@@ -208,10 +142,16 @@ class Recipe(Strict):
                     raise ValueError(
                         f"model '{name}' names tower '{tower}', which is not in [towers]: {sorted(self.towers)}"
                     )
+            self._check_roles(name, model)
             for taken in {"oracle", *(f"{name}_{role}" for role in model.roles if role)} & set(self.models):
                 raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
         if self.export.model is not None and self.export.model not in self.models:
             raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")
+        if not self.can_ship(self.export_model):
+            raise ValueError(
+                f"model '{self.export_model}' goes online (export.model, else the last one), but its tower sees "
+                "privileged features, which do not exist there"
+            )
         if (self.export.items is None) != (self.export.item_key is None):
             raise ValueError("export.items and export.item_key go together: a file of ads, and its column of names")
         if self.data.split.by == "time" and self.columns.time is None:
@@ -222,6 +162,55 @@ class Recipe(Strict):
                 f"embedding.dims names '{unknown[0]}', which is no table: {sorted(self.schema_().tables())}"
             )
         return self
+
+    def _check_roles(self, name: str, model: Model) -> None:
+        """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
+        tower_of = dict(zip(model.roles, model.towers, strict=True))
+        for role in model.shipped if not isinstance(model, EnsembleConfig) else ():
+            if self.towers[tower_of[role]].privileged and len(tower_of) > 1:
+                raise ValueError(
+                    f"model '{name}': tower '{tower_of[role]}' sees privileged features, so its network "
+                    f"'{role}' cannot ship; let another one ship, or take the tower's `privileged` away"
+                )
+        if any(self.towers[tower].privileged for tower in model.towers) and not self.schema_().privileged_features:
+            raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
+        above = self._networks_above(name)
+        for teacher in model.taught_by:
+            if teacher not in above and teacher not in self.columns.teachers:
+                raise ValueError(
+                    f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
+                    f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
+                )
+
+    def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:
+        """Model and role of each network of the models above one, by the network's name; a model's name ships."""
+        found: dict[str, tuple[str, str]] = {}
+        for name, config in self.models.items():
+            if name == model:
+                return found
+            found |= {network_name(name, role): (name, role) for role in config.roles}
+            found[name] = (name, config.shipped[0])
+        return found
+
+    def frozen_teachers(self, model: str) -> dict[str, tuple[str, str]]:
+        """Model and role of each trained network that teaches one, by the name that it is called by."""
+        above = self._networks_above(model)
+        return {name: above[name] for name in self.teachers(self.models[model].taught_by) if name in above}
+
+    def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of teachers, an ensemble's replaced by those of its members."""
+        found: list[str] = []
+        for name in names:
+            model = self.models.get(name)
+            several = isinstance(model, EnsembleConfig)
+            found += [network_name(name, role) for role in model.roles] if model and several else [name]
+        return tuple(found)
+
+    def can_ship(self, model: str) -> bool:
+        """Whether its network that ships does without privileged features."""
+        config = self.models[model]
+        tower_of = dict(zip(config.roles, config.towers, strict=True))
+        return not any(self.towers[tower_of[role]].privileged for role in config.shipped)
 
     def schema_(self) -> Schema:
         """The schema that [columns] and [features] declare."""

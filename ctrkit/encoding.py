@@ -61,6 +61,18 @@ class Encoding:
     counts: dict[str, Counts] = field(default_factory=dict)
     """What fitting saw in the training part, by feature."""
 
+    def serving(self) -> Self:
+        """What requests are encoded by: without the privileged features."""
+        schema = self.schema.serving()
+        names, tables = {f.name for f in schema.features}, schema.tables()
+        return type(self)(
+            schema,
+            {name: raw for name, raw in self.raw_types.items() if name in names},
+            {name: table for name, table in self.tables.items() if name in tables},
+            {name: scaling for name, scaling in self.scalings.items() if name in names},
+            {name: counts for name, counts in self.counts.items() if name in names},
+        )
+
     def num_rows(self) -> dict[str, int]:
         """Rows of each embedding table."""
         return {name: table.num_rows for name, table in self.tables.items()}

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ctrkit.build import build_objective, build_optimizers
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.errors import UserError
+from ctrkit.nn.network import Network
 from ctrkit.schema import SequenceFeature
 from ctrkit.training.ranks import Ranks
 
@@ -53,16 +55,28 @@ def check_memory(
 def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dict[str, int]:
     """Bytes of each table with the state of its optimizer, and of the towers with gradient and state."""
     with torch.device("meta"):  # shapes without memory
-        objective = build_objective(recipe, model, num_rows)
+        frozen = _untrained_teachers(recipe, model, num_rows)
+        objective = build_objective(recipe, model, num_rows, frozen=frozen)
         optimizers, _, towers = build_optimizers(objective, recipe.train_config(model), total_steps=1)
     state = {id(weight): values for optimizer in optimizers for weight, values in optimizer.state.items()}
     found = {"the towers": 4 * sum(weight.nbytes for weight in towers)}  # the gradient and Adam's two moments
-    for embedding in {id(network.embedding): network.embedding for network in objective.networks().values()}.values():
+    if frozen:
+        held = {id(tensor): tensor for network in frozen.values() for tensor in network.parameters()}
+        found["the frozen teachers"] = sum(tensor.nbytes for tensor in held.values())
+    for embedding in objective.tables():
         for name, weight in embedding.table_weights().items():
             part = f"table '{name}' ({len(weight):,} rows of width {weight.shape[1]})"
             stack = embedding.stacks[str(weight.shape[1])]
             kept = sum(value.nbytes for value in state[id(stack)].values() if isinstance(value, torch.Tensor))
             found[part] = found.get(part, 0) + weight.nbytes + kept * len(weight) // len(stack)
+    return found
+
+
+def _untrained_teachers(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dict[str, Network]:
+    found = {}
+    for name, (teacher, role) in recipe.frozen_teachers(model).items():
+        frozen = _untrained_teachers(recipe, teacher, num_rows)
+        found[name] = build_objective(recipe, teacher, num_rows, frozen=frozen).networks()[role]
     return found
 
 

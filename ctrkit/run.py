@@ -32,6 +32,7 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
+from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.train_model import EVALUATION_BATCH, ModelTraining, trained
@@ -134,6 +135,8 @@ class Run:
 
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
+        for teacher, _ in self.recipe.frozen_teachers(model).values():
+            self.train(teacher)
         fingerprint = self._model_fingerprint(model)
         done = self.ranks.on_first(lambda: read_json(place / "result.json"))
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
@@ -141,7 +144,8 @@ class Run:
             self.say(f"train {model}: {place} is up to date")
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
-        training = ModelTraining(self.recipe, model, self.log, place, self.ranks, self.quiet, self.say)
+        frozen = self._teachers(model)
+        training = ModelTraining(self.recipe, model, self.log, place, frozen, self.ranks, self.quiet, self.say)
         result = training.fit(fingerprint)
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
@@ -158,6 +162,9 @@ class Run:
             ),
             "version": ctrkit.__version__,
         }
+        teachers = self.recipe.frozen_teachers(model)
+        if teachers:
+            content["teachers"] = {name: [*self._weights(of), role] for name, (of, role) in teachers.items()}
         start = self._start(model)
         if start is not None:
             content["warm_start"] = start
@@ -176,7 +183,15 @@ class Run:
     def _trained(self, model: str) -> Objective:
         """A model with its best weights, trained now if need be."""
         self.train(model)
-        return trained(self.recipe, model, self.log, self.directory / "models" / model)
+        return trained(self.recipe, model, self.log, self.directory / "models" / model, self._teachers(model))
+
+    def _teachers(self, model: str) -> dict[str, Network]:
+        """The trained networks that teach a model."""
+        found: dict[str, Objective] = {}
+        teachers = self.recipe.frozen_teachers(model)
+        for of, _ in teachers.values():
+            found.setdefault(of, self._trained(of))
+        return {name: found[of].networks()[role] for name, (of, role) in teachers.items()}
 
     # --- evaluate
 
@@ -200,7 +215,7 @@ class Run:
             objective = self._trained(model).to(device)
             for role, probability in predict(objective, self._loader("test"), device).items():
                 name = network_name(model, role)
-                multiplications = objective.networks()[role].tower.multiplications
+                multiplications = objective.networks()[role].multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
                 held_out.save(predictions / f"{name}.parquet", probability)
         if held_out.oracle is not None:
@@ -221,9 +236,10 @@ class Run:
     def booster_bundle(self) -> Bundle | None:
         """The costliest network as a bundle for the clock, not for serving; None if nothing is costlier than light."""
         costs = {
-            name: network["multiplications"]
-            for name, network in self.evaluation["networks"].items()
-            if network["multiplications"] is not None
+            network_name(model, role): self.evaluation["networks"][network_name(model, role)]["multiplications"]
+            for model, config in self.recipe.models.items()
+            for role, tower in zip(config.roles, config.towers, strict=True)
+            if self.recipe.towers[tower].kind == "mlp" and not self.recipe.towers[tower].privileged
         }
         costliest = max(costs, key=lambda name: costs[name])
         if costs[costliest] <= self.bundle.manifest.multiplications:
@@ -249,7 +265,7 @@ class Run:
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
         bundle = export_bundle(
             objective.networks()[role],
-            self.log.encoding,
+            self.log.encoding.serving(),
             place,
             name=name,
             held_out=list(self._held_out()),

@@ -23,6 +23,8 @@ class _Feature(BaseModel):
     side: Side
     column: str | None = None
     """Column of the log that it is read from; its own name if not given, so that one column can feed two features."""
+    privileged: bool = False
+    """Known in training only: towers that ask for it see it, requests and bundles are without it."""
 
     @property
     def source(self) -> str:
@@ -81,6 +83,8 @@ class Schema(BaseModel):
 
     label: str
     """Column with 0 (no click) and 1 (click)."""
+    unlabelled: bool = False
+    """Whether impressions of the training part may lack the label: those that nobody saw, for mutual learning."""
     group: str
     """Column that GAUC groups by: the user. Read as it is, never hashed."""
     weight: str | None = None
@@ -89,6 +93,8 @@ class Schema(BaseModel):
     """Column that orders the log; needed to split by time."""
     oracle: str | None = None
     """Column with the true click probability, where it is known (synthetic logs); evaluated beside the models."""
+    teachers: tuple[str, ...] = ()
+    """Columns with the click probability that other models gave, to learn from."""
     slices: tuple[str, ...] = ()
     """Columns that predictions carry as they are, so that metrics can be told by their values: a slot, a scenario."""
     features: tuple[Feature, ...] = Field(min_length=1)
@@ -105,8 +111,8 @@ class Schema(BaseModel):
         repeated = [name for name, count in Counter(f.name for f in self.features).items() if count > 1]
         if repeated:
             raise ValueError(f"feature '{repeated[0]}' is declared twice; give one of them another name and `column`")
-        for special in ("label", "oracle"):
-            column = getattr(self, special)
+        answers = [(self.label, "label"), (self.oracle, "oracle"), *((column, "teachers") for column in self.teachers)]
+        for column, special in answers:
             for feature in self.features:
                 if column is not None and feature.source == column:
                     raise ValueError(
@@ -123,9 +129,26 @@ class Schema(BaseModel):
                 raise ValueError(f"features of table '{table}' disagree about min_count or buckets; state them once")
             if len({f.pooling for f in members if isinstance(f, SequenceFeature)}) > 1:
                 raise ValueError(f"sequences of table '{table}' disagree about pooling; give one of them its own table")
+            if len({f.privileged for f in members}) > 1:
+                raise ValueError(
+                    f"table '{table}' is shared by features that are privileged and features that are not; "
+                    "what serves would carry what only training knew: give the privileged ones a table of their own"
+                )
             if any(isinstance(f, DenseFeature) for f in members) and len(members) > 1:
                 raise ValueError(f"table '{table}' holds the buckets of a dense feature; nothing else can share it")
+        if len(self.privileged_features) == len(self.features):
+            raise ValueError("every feature is privileged: nothing is left to serve with")
         return self
+
+    @property
+    def privileged_features(self) -> tuple[Feature, ...]:
+        """Those that only training has."""
+        return tuple(f for f in self.features if f.privileged)
+
+    def serving(self) -> Self:
+        """The schema of requests and bundles: without privileged features and teachers."""
+        kept = tuple(f for f in self.features if not f.privileged)
+        return self.model_copy(update={"features": kept, "teachers": (), "unlabelled": False})
 
     @property
     def sparse_features(self) -> tuple[CategoricalFeature | SequenceFeature | DenseFeature, ...]:
@@ -148,7 +171,8 @@ class Schema(BaseModel):
     def special_columns(self) -> dict[str, str]:
         """Columns that are read for something else than a feature -> the key that names them."""
         named = [(getattr(self, key), key) for key in ("label", "group", "weight", "time", "oracle")]
-        return dict.fromkeys(self.slices, "slices") | {column: key for column, key in named if column is not None}
+        several = dict.fromkeys(self.slices, "slices") | dict.fromkeys(self.teachers, "teachers")
+        return several | {column: key for column, key in named if column is not None}
 
     def table_settings(self, table: str) -> tuple[int, int | None]:
         """(min_count, buckets) of a table, as one of its features states them."""

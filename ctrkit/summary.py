@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, network_name
+from ctrkit.config import Recipe, network_name
+from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
 from ctrkit.metrics import METRICS
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.latency import measure
@@ -66,17 +67,19 @@ def summarize(run: "Run") -> dict[str, Any]:
 
 
 def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose two towers are trained alone.
+    """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose towers are all trained alone.
 
-    None if there is no such triple, or the booster alone is no better than the light tower alone.
+    Of several boosters the best one counts. None if there is no such rocket, or no booster alone is better than the
+    light tower alone.
     """
     alone: dict[str, str] = {}
     for name, config in recipe.models.items():
         if isinstance(config, PointwiseConfig):
             alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
     for name, config in recipe.models.items():
-        if isinstance(config, RocketLaunchingConfig) and {config.light, config.booster} <= set(alone):
-            light, booster = networks[alone[config.light]]["gauc"], networks[alone[config.booster]]["gauc"]
+        if isinstance(config, RocketLaunchingConfig) and set(config.towers) <= set(alone):
+            boosters = [networks[alone[tower]]["gauc"] for tower in config.boosters]
+            light, booster = networks[alone[config.light]]["gauc"], None if None in boosters else max(boosters)
             rocket = networks[network_name(name, "light")]["gauc"]
             if None not in (light, booster, rocket) and booster > light:
                 return float((rocket - light) / (booster - light))
@@ -90,8 +93,10 @@ def cheaper_choice(run: "Run") -> dict[str, Any]:
     results = {model: run.train(model) for model in run.recipe.models}
     metric, networks = results[exported]["monitor"], run.evaluation["networks"]
     sign = 1 if METRICS[metric] else -1
-    cost = {m: networks[network_name(m, c.roles[0])]["multiplications"] for m, c in run.recipe.models.items()}
-    rivals = [m for m, r in results.items() if r["monitor"] == metric and cost[m] <= cost[exported]]
+    cost = {m: networks[network_name(m, r["ships"])]["multiplications"] for m, r in results.items()}
+    rivals = [
+        m for m, r in results.items() if r["monitor"] == metric and cost[m] <= cost[exported] and run.recipe.can_ship(m)
+    ]
     best = max(rivals, key=lambda m: sign * results[m]["best"])
     better = best if sign * results[best]["best"] > sign * results[exported]["best"] else None
     return {"exported": exported, "monitor": metric, "better_on_validation": better}

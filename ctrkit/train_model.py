@@ -1,6 +1,6 @@
 """The training of one model of a recipe on a prepared log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,17 @@ import numpy as np
 import torch
 
 from ctrkit.atomic import atomic_directory, read_json, write_json
-from ctrkit.build import build_objective, build_optimizers
-from ctrkit.config import Recipe, TrainConfig
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers, tower_rates
+from ctrkit.config import Recipe
+from ctrkit.config_models import TrainConfig
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.memory import check_memory, free_memory
 from ctrkit.metrics.report import Report
+from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
@@ -42,6 +45,8 @@ class ModelTraining:
     log: PreparedLog
     directory: Path
     """Of this training alone."""
+    frozen: Mapping[str, Network] = field(default_factory=dict)
+    """Trained networks that teach it, by the names of `Recipe.frozen_teachers`."""
     ranks: Ranks = field(default_factory=Ranks)
     quiet: bool = False
     say: Callable[[str], None] = lambda _: None
@@ -72,6 +77,8 @@ class ModelTraining:
             in_log_order=config.order == "log",
             seed=config.seed,
             negative_rate=config.negative_rate,
+            label_rate=config.label_rate,
+            teachers=[name for name in self.recipe.models[self.model].taught_by if name not in self.frozen],
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
@@ -88,6 +95,7 @@ class ModelTraining:
             "monitor": config.monitor,
             "best": progress.best,
             "best_step": progress.best_step,
+            "ships": progress.best_role,
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "rows_per_second": rate,
@@ -117,7 +125,8 @@ class ModelTraining:
 
     def _trainer(self, loader: Loader, device: torch.device, fingerprint: str) -> Trainer:
         config, ranks = self.config, self.ranks
-        objective = build_objective(self.recipe, self.model, self.log.encoding.num_rows(), sharded=ranks.size > 1)
+        num_rows = self.log.encoding.num_rows()
+        objective = build_objective(self.recipe, self.model, num_rows, frozen=self.frozen, sharded=ranks.size > 1)
         objective = objective.to(device) if ranks.size == 1 else objective
         called: torch.nn.Module = objective
         if ranks.size > 1:
@@ -132,7 +141,9 @@ class ModelTraining:
                 memory=None if free is None else free // (ranks.local_size if device.type == "cpu" else 1),
             )
             torch.manual_seed(config.seed + ranks.rank)  # each drops other units
-        optimizers, schedulers, towers = build_optimizers(objective, config, loader.num_batches * config.epochs)
+        optimizers, schedulers, towers = build_optimizers(
+            objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model)
+        )
         return Trainer(
             objective,
             optimizers,
@@ -196,16 +207,19 @@ class ModelTraining:
         return evaluate
 
 
-def trained(recipe: Recipe, model: str, log: PreparedLog, directory: Path) -> Objective:
+def trained(
+    recipe: Recipe, model: str, log: PreparedLog, directory: Path, frozen: Mapping[str, Network] | None = None
+) -> Objective:
     """A model with its best weights, in one process.
 
     Raises:
         UserError: it is not trained, or its weights are damaged.
     """
-    objective = build_objective(recipe, model, log.encoding.num_rows())
+    objective = build_objective(recipe, model, log.encoding.num_rows(), frozen=frozen)
     checkpoints = Checkpoints(directory / CHECKPOINTS, ranks=Ranks())
     best = checkpoints.best()
     if best is None:
         raise UserError(f"{directory}: no checkpoint of '{model}' lies here; run `ctrkit train`")
     checkpoints.load(best, state.weights(objective), partial=True)
+    objective.ship(best.values["progress"]["best_role"])
     return objective.eval()

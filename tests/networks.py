@@ -7,12 +7,16 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.build import build_embedding
+from ctrkit.builders.networks import build_embedding
 from ctrkit.config import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.tower import Tower
+from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.hint import Hint
+from ctrkit.objectives.rocket_launching import Route, rocket_launching
 from ctrkit.schema import Schema, SequenceFeature
 
 FEATURES: Mapping[str, Mapping[str, Any]] = {
@@ -48,6 +52,14 @@ def network(
     """Tables and one tower."""
     tables = embedding(features, seed=seed)
     return Network(tables, MLP(tables.out_features, hidden, **tower))
+
+
+def rocket(
+    tables: Embedding, light: Tower, booster: Tower, *, hint_weight: float = 1.0, route: Route | float = "shared"
+) -> CoTraining:
+    """A light tower under one booster over shared tables."""
+    boosters = {"booster": Network(tables, booster)}
+    return rocket_launching(Network(tables, light), boosters, hint=Hint(weight=hint_weight), route=route)
 
 
 def batch(

@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ctrkit.build import build_embedding, build_objective, build_optimizers, build_tower, learning_rate_factor
-from ctrkit.config import EmbeddingConfig, Model, Recipe, TowerConfig, TrainConfig
+from ctrkit.builders.networks import build_embedding, build_tower
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor
+from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig
+from ctrkit.config_models import Model, TrainConfig
+from ctrkit.nn.mlp import MLP
+from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.pointwise import Pointwise
-from ctrkit.objectives.rocket_launching import RocketLaunching
 from ctrkit.training.table_optimizer import TableOptimizer
 from tests import networks
 
@@ -32,7 +36,14 @@ def recipe(**sections: Any) -> Recipe:
                 "light": {"objective": "pointwise", "tower": "light"},
                 "rocket": {
                     "objective": "rocket_launching", "light": "light", "booster": "booster",
-                    "hint_weight": 0.25, "route": "paper", "train": {"seed": 5},
+                    "hint": {"weight": 0.25}, "route": "paper", "train": {"seed": 5},
+                },
+                "taught": {"objective": "distillation", "student": "light", "teachers": ["light"]},
+                "ensemble": {"objective": "ensemble", "members": ["light", "light"]},
+                "peers": {"objective": "mutual_learning", "peers": ["light", "booster"]},
+                "mix": {
+                    "objective": "co_training", "networks": {"small": "light", "large": "booster"},
+                    "lessons": [{"student": "small", "teachers": ["large", "light"]}],
                 },
             },
             **sections,
@@ -67,16 +78,18 @@ def test_a_pointwise_model() -> None:
     objective = build_objective(recipe(), "light", NUM_ROWS)
     assert isinstance(objective, Pointwise)
     tower = objective.inference_model().tower
+    assert isinstance(tower, MLP)
     assert [type(layer) for layer in tower.layers] == [nn.Linear, nn.Tanh, nn.Dropout, nn.Linear]
     assert tower.widths == (4 + 6 + 6 + 4 + 2, 8, 1)
 
 
 def test_a_rocket() -> None:
     objective = build_objective(recipe(), "rocket", NUM_ROWS)
-    assert isinstance(objective, RocketLaunching)
-    assert (objective.hint_weight, objective.route) == (0.25, "paper")
-    assert objective.networks()["light"].tower.widths[1:] == (8, 1)
-    assert objective.networks()["booster"].tower.widths[1:] == (16, 8, 1)
+    assert isinstance(objective, CoTraining)
+    (lesson,) = objective.lessons
+    assert (lesson.hint.weight, lesson.blocked, objective.gradient_to_shared) == (0.25, True, {"light": 1.0})
+    assert objective.networks()["light"].tower.hidden_widths == (8,)
+    assert objective.networks()["booster"].tower.hidden_widths == (16, 8)
     assert any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["booster"].tower.modules())
     assert not any(isinstance(m, nn.BatchNorm1d) for m in objective.networks()["light"].tower.modules())
     assert objective.networks()["light"].embedding is objective.networks()["booster"].embedding
@@ -84,7 +97,9 @@ def test_a_rocket() -> None:
 
 @pytest.mark.parametrize("model", recipe().models)
 def test_a_configuration_knows_the_roles_of_its_networks(model: str) -> None:
-    objective = build_objective(recipe(), model, NUM_ROWS)
+    teacher = {"light": build_objective(recipe(), "light", NUM_ROWS).networks()[""]}
+    objective = build_objective(recipe(), model, NUM_ROWS, frozen=teacher)
+    assert recipe().models[model].shipped == objective.candidates()
     assert recipe().models[model].roles == tuple(objective.networks())
 
 
@@ -123,6 +138,7 @@ def test_rows_have_the_spread_asked_for() -> None:
 
 def test_a_tower_has_the_layers_asked_for() -> None:
     tower = build_tower(TowerConfig(hidden=[5], activation="gelu", dropout=0.5, batch_norm=True), 3)
+    assert isinstance(tower, MLP)
     assert [m.__class__.__name__.strip("_") for m in tower.layers] == [
         "Linear", "BatchNorm", "GELU", "Dropout", "Linear",
     ]  # fmt: skip
@@ -133,9 +149,10 @@ def test_optimizers_divide_the_parameters_between_them() -> None:
     config = TrainConfig(lr=0.1, weight_decay=0.2, table_lr=0.3, table_l2=0.4, table_optimizer="adagrad")
     optimizers, schedulers, towers = build_optimizers(objective, config, 10)
     tower_optimizer, table_optimizer = optimizers
+    tower_group = tower_optimizer.param_groups[0]
     assert type(tower_optimizer) is torch.optim.Adam
     assert isinstance(table_optimizer, TableOptimizer)
-    assert (tower_optimizer.defaults["lr"], tower_optimizer.defaults["weight_decay"]) == (0.1, 0.2)
+    assert (tower_group["lr"], tower_group["weight_decay"]) == (0.1, 0.2)
     assert [table_optimizer.defaults[key] for key in ("lr", "l2", "method")] == [0.3, 0.4, "adagrad"]
     of_towers, of_tables = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
     assert [id(p) for p in of_towers] == [id(p) for p in towers]

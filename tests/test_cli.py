@@ -160,7 +160,8 @@ def test_bench(capsys: Capture, finished_run: Path) -> None:
     assert list(found["latency_ms"]) == bundles
     assert all(latency["ads"] == 3 and latency["p50"] > 0 for latency in found["latency_ms"].values())
     requests = str(finished_run / "data" / "requests.jsonl")
-    text = shown(capsys, ["bench", bundles[0], "--ads", "3", "--repeats", "120", "--seconds", "0", "--requests", requests])
+    small = ["--ads", "3", "--repeats", "120", "--seconds", "0"]
+    text = shown(capsys, ["bench", bundles[0], *small, "--requests", requests])
     assert text.startswith("3 ads a request, one thread, milliseconds\n")
     assert "p50 0." in text
     assert "p99 insufficient" in text  # 120 samples tell nothing of the slowest hundredth

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ctrkit.config import PointwiseConfig, Recipe, RocketLaunchingConfig, as_dict, load_recipe
+from ctrkit.config import Recipe, as_dict, load_recipe
+from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
 from ctrkit.errors import UserError
 from ctrkit.schema import DenseFeature, SequenceFeature
 
@@ -43,7 +44,7 @@ train = { epochs = 7, lr = 0.01 }
 objective = "rocket_launching"
 light = "light"
 booster = "booster"
-hint_weight = 0.5
+hint = { weight = 0.5 }
 route = "paper"
 
 [train]
@@ -72,7 +73,7 @@ def test_what_a_recipe_says(path: Path) -> None:
     assert price.transform == "log"
     rocket = recipe.models["rocket"]
     assert isinstance(rocket, RocketLaunchingConfig)
-    assert (rocket.light, rocket.booster, rocket.hint_weight, rocket.route) == ("light", "booster", 0.5, "paper")
+    assert (rocket.light, rocket.booster, rocket.hint.weight, rocket.route) == ("light", "booster", 0.5, "paper")
     assert recipe.towers["booster"].batch_norm is True
     assert recipe.towers["light"].batch_norm is False
     assert recipe.export_model == "rocket"
@@ -117,7 +118,7 @@ def test_what_is_kept_of_a_recipe_says_the_same(path: Path) -> None:
         ("towers.booster.batch_norm=false", "towers.booster.batch_norm", False),
         ("towers.light.hidden=[16, 4]", "towers.light.hidden", [16, 4]),
         ("towers.light.hidden=[]", "towers.light.hidden", []),
-        ("models.rocket.hint_weight=2", "models.rocket.hint_weight", 2.0),
+        ("models.rocket.hint.weight=2", "models.rocket.hint.weight", 2.0),
         ("models.rocket.train.epochs=1", "models.rocket.train.epochs", 1),
         ("data.path=../with spaces/a=b", "data.path", "../with spaces/a=b"),
         ("data.path=s3://bucket/log", "data.path", "s3://bucket/log"),
@@ -205,8 +206,11 @@ PROBLEMS = [
     ("features.item.sid=user", "features.item.sid: unknown key; did you mean 'side'?"),
     ("features.recent.maxlen=3", "features.recent.maxlen: unknown key; did you mean 'max_len'?"),
     ("features.item.max_len=3", "features.item.max_len: unknown key; known keys: buckets, column, kind, min_count"),
-    ("models.rocket.hint_wieght=1", "models.rocket.hint_wieght: unknown key; did you mean 'hint_weight'?"),
-    ("models.light.hint_weight=1", "models.light.hint_weight: unknown key; known keys: objective, tower, train"),
+    ("models.rocket.hint.wieght=1", "models.rocket.hint.wieght: unknown key; did you mean 'weight'?"),
+    (
+        "models.light.hint_weight=1",
+        "models.light.hint_weight: unknown key; known keys: label_smoothing, objective, tower, train",
+    ),
     ("models.light.train.epochs_=1", "models.light.train.epochs_: unknown key; did you mean 'epochs'?"),
     ("towers.light.droput=0.5", "towers.light.droput: unknown key; did you mean 'dropout'?"),
     ("data.split.vald=1", "data.split.vald: unknown key; did you mean 'valid'?"),
@@ -239,7 +243,7 @@ PROBLEMS = [
     ("train.batch_size=0", "train.batch_size: Input should be greater than or equal to 1"),
     ("train.patience=0", "train.patience: Input should be greater than or equal to 1"),
     ("train.table_l2=-1", "train.table_l2: Input should be greater than or equal to 0"),
-    ("models.rocket.hint_weight=-1", "models.rocket.hint_weight: Input should be greater than or equal to 0"),
+    ("models.rocket.hint.weight=-1", "models.rocket.hint.weight: Input should be greater than or equal to 0"),
     ("towers.light.dropout=1", "towers.light.dropout: Input should be less than 1"),
     ("towers.light.hidden=[8, 0]", "towers.light.hidden.1: Input should be greater than or equal to 1 (got 0)"),
     ("embedding.dim=0", "embedding.dim: Input should be greater than or equal to 1"),
@@ -276,7 +280,10 @@ PROBLEMS = [
     ("features.item.side=ad", "features.item.side: Input should be 'user', 'item' or 'context' (got 'ad')"),
     ("features.item.kind=id", "features.item.kind: 'id' is none of 'categorical', 'sequence', 'dense'"),
     ("models.rocket.objective=rocket", "models.rocket.objective: 'rocket' is none of 'pointwise', 'rocket_launching'"),
-    ("models.rocket.route=both", "models.rocket.route: Input should be 'none', 'paper' or 'shared' (got 'both')"),
+    (
+        "models.rocket.route=both",
+        "models.rocket.route: Input should be 'none', 'paper' or 'shared' or a valid number (got 'both')",
+    ),
     ("data.split.by=date", "data.split.by: 'date' is none of 'files', 'column', 'time', 'random'"),
     # unions: pydantic's names of their members are no keys
     ("data.split.valid=x", "data.split.valid: Input should be a valid list or a valid integer (got 'x')"),

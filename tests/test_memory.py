@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ctrkit import memory
-from ctrkit.build import build_objective, build_optimizers
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.errors import UserError
 from tests import networks
 from tests.test_build import recipe

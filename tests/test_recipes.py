@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ctrkit.build import build_objective, build_optimizers
-from ctrkit.config import PointwiseConfig, load_recipe
+from ctrkit.builders.objective import build_objective
+from ctrkit.builders.optimizers import build_optimizers
+from ctrkit.config import load_recipe
+from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
 from ctrkit.data.adapters.registry import ADAPTERS
 
 FOLDER = Path(__file__).parents[1] / "pipelines"
@@ -50,16 +52,16 @@ def test_light_booster_and_rocket_stand_side_by_side(path: Path) -> None:
     assert {"light", "booster", "rocket"} <= recipe.models.keys()
     alone = {name: model.tower for name, model in recipe.models.items() if isinstance(model, PointwiseConfig)}
     rocket = recipe.models["rocket"]
-    assert not isinstance(rocket, PointwiseConfig)
+    assert isinstance(rocket, RocketLaunchingConfig)
     assert (alone["light"], alone["booster"]) == (rocket.light, rocket.booster)
     assert recipe.export_model == "rocket"
 
 
 @every_recipe
 def test_no_feature_is_the_position_or_the_label(path: Path) -> None:
-    # a position is known after ranking only
+    # a position is known after ranking only: towers that serve never see it
     recipe = load_recipe(path)
-    assert not {f.source for f in recipe.features.values()} & {"position", recipe.columns.label}
+    assert not {f.source for f in recipe.schema_().serving().features} & {"position", recipe.columns.label}
 
 
 def test_the_wheel_carries_the_demo() -> None:

@@ -183,7 +183,8 @@ def test_a_model_as_cheap_and_better_on_validation_is_named(
 ) -> None:
     run, _ = opened(copy)
     best = {"light": light, "booster": 0.99, "rocket": 0.5}  # the booster costs more
-    monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": best[model]})
+    ships = {"light": "", "booster": "", "rocket": "light"}
+    monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": best[model], "ships": ships[model]})
     run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
     found = cheaper_choice(run)
     assert found == {"exported": "rocket", "monitor": "gauc", "better_on_validation": better}
@@ -256,7 +257,7 @@ def test_other_epochs_train_again_and_prepare_nothing(copy: Path) -> None:
 
 def test_one_model_that_changed_is_trained_again(copy: Path) -> None:
     before = times(copy)
-    run, _ = opened(copy, "models.rocket.hint_weight=0.5")
+    run, _ = opened(copy, "models.rocket.hint.weight=0.5")
     _ = run.evaluation
     trained = {Path(name).parts[1] for name in changed(copy, before) if name.startswith("models")}
     assert trained == {"rocket"}

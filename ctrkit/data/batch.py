@@ -1,5 +1,6 @@
 """One minibatch of impressions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -20,11 +21,13 @@ class Batch:
     dense_BD: Tensor
     """Scaled dense features, float32; D may be 0."""
     label_B: Tensor
-    """0.0 or 1.0."""
+    """0.0 or 1.0; NaN where it is not known."""
     weight_B: Tensor
     """Weight of each impression in the loss, float32, as the log has it; 1 where the log has none."""
     origin_B: Tensor
     """Index of the row group that each impression was read from (`Loader.origin`), int64."""
+    teachers: Mapping[str, Tensor] = field(default_factory=dict)
+    """logit[B] of other models, by the column of the log that has their probability (`columns.teachers`)."""
     ahead: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
     """What modules have made of the batch before its step, by module (`ctrkit.nn.embedding.Embedding.address`)."""
 
@@ -39,4 +42,5 @@ class Batch:
             label_B=self.label_B.to(device),
             weight_B=self.weight_B.to(device),
             origin_B=self.origin_B,
+            teachers={name: logit_B.to(device) for name, logit_B in self.teachers.items()},
         )

@@ -18,6 +18,8 @@ from ctrkit.schema import DenseFeature, Feature, Schema, SequenceFeature
 LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
 """Names of the columns of a prepared log that are no features."""
 RESERVED = (LABEL, GROUP, WEIGHT, ORACLE)
+TEACHER = "__teacher/"
+"""What stands before the name of a teacher's column in a prepared log, which has its logit."""
 SLICE = "__slice/"
 """What stands before the name of a slice's column in a prepared log; no feature's name has a slash."""
 
@@ -166,8 +168,8 @@ def dense_values(array: pa.Array, name: str) -> tuple[Float64Array, BoolArray]:
     return numbers(decoded(array), "float", name)
 
 
-def labels(chunk: Chunk, column: str) -> Float32Array:
-    """The label, 0 or 1.
+def labels(chunk: Chunk, column: str, *, unlabelled: bool = False) -> Float32Array:
+    """The label, 0 or 1; NaN where it is missing, if it may be.
 
     Raises:
         UserError: another value or none, with the first such row.
@@ -178,6 +180,8 @@ def labels(chunk: Chunk, column: str) -> Float32Array:
     except pa.ArrowException as error:
         raise UserError(f"{chunk.file}: label '{column}' is {array.type}; write 0 (no click) and 1 (click)") from error
     bad_N = (values_N != 0) & (values_N != 1)
+    if unlabelled:
+        bad_N &= ~np.isnan(values_N)
     if bad_N.any():
         row = int(np.argmax(bad_N))
         found = array[row].as_py()
@@ -255,6 +259,29 @@ def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
     return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)
 
 
+def teacher_logits(chunk: Chunk, column: str) -> Float32Array:
+    """The logit of another model's click probability, NaN where it has none.
+
+    Probabilities of 0 and 1 count as 1e-6 away from it: nobody can be taught an infinite logit.
+
+    Raises:
+        UserError: one is outside [0, 1].
+    """
+    array = chunk.columns.column(column)
+    if not _is_number(array.type):
+        raise UserError(f"{chunk.file}: teacher '{column}' is {array.type}; write probabilities")
+    values_N = _floats(array)
+    bad_N = (values_N < 0) | (values_N > 1)
+    if bad_N.any():
+        row = int(np.argmax(bad_N))
+        raise UserError(
+            f"{chunk.place(row)}: teacher '{column}' is {array[row].as_py()}; write click probabilities, in [0, 1]"
+        )
+    inside_N = values_N.clip(1e-6, 1 - 1e-6)
+    logit_N: Float32Array = np.log(inside_N / (1 - inside_N)).astype(np.float32)
+    return logit_N
+
+
 def _finite(chunk: Chunk, column: str, role: str, low: float, high: float) -> Float64Array:
     array = chunk.columns.column(column)
     if not _is_number(array.type):
@@ -280,11 +307,14 @@ def _floats(array: pa.Array) -> Float64Array:
 
 def special_columns(chunk: Chunk, schema: Schema) -> Mapping[str, pa.Array]:
     """Label, group, weight and oracle of a chunk, checked, and its slices, by their names in the prepared log."""
-    columns = {LABEL: pa.array(labels(chunk, schema.label)), GROUP: groups(chunk, schema.group)}
+    label_N = labels(chunk, schema.label, unlabelled=schema.unlabelled)
+    columns = {LABEL: pa.array(label_N), GROUP: groups(chunk, schema.group)}
     if schema.weight is not None:
         columns[WEIGHT] = pa.array(weights(chunk, schema.weight))
     if schema.oracle is not None:
         columns[ORACLE] = pa.array(oracles(chunk, schema.oracle))
+    for column in schema.teachers:
+        columns[TEACHER + column] = pa.array(teacher_logits(chunk, column))
     for column in schema.slices:
         columns[SLICE + column] = decoded(chunk.columns.column(column))
     return columns

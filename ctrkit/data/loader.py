@@ -75,6 +75,8 @@ class Loader:
         seed: of the order, and of the negatives that stay.
         negative_rate: share of the impressions without a click that stay, other ones in each epoch, their weight
             divided by it: the expected loss, and with it calibration, stay as they are. Batches are smaller then.
+        label_rate: share of the labels that is told, the same ones in every epoch; the others are NaN.
+        teachers: columns of other models' scores that batches have.
         share: of this process; all of the log by default.
         part: (i, n): only the i-th of n even parts of the rows, as they lie, for what is read without shuffling.
         on_unreadable: called with a message where a row group cannot be read; its rows are left out, the batches are
@@ -94,11 +96,13 @@ class Loader:
         in_log_order: bool = False,
         seed: int = 0,
         negative_rate: float = 1.0,
+        label_rate: float = 1.0,
+        teachers: Sequence[str] = (),
         share: Share | None = None,
         part: tuple[int, int] = (0, 1),
         on_unreadable: Callable[[str], None] | None = None,
     ) -> None:
-        self._groups = RowGroups(schema, files)
+        self._groups = RowGroups(schema, files, teachers, label_rate=label_rate, seed=seed)
         self.share = share or Share()
         self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
         self._negative_rate = negative_rate
@@ -186,12 +190,13 @@ class Loader:
     ) -> tuple[Rows, npt.NDArray[np.bool_]]:
         """The rows with their new weights, and which of them stay: by chance, but the same whoever reads them."""
         blocks = (start + place) // _DRAWN
-        stays = rows.label_R > 0
+        always = rows.label_R != 0  # impressions without a label too
+        stays = always.copy()
         for block in np.unique(blocks):
             drawn = np.random.default_rng((self._seed, epoch, int(block), 0, 1)).random(_DRAWN)
             here = blocks == block
             stays[here] |= drawn[(start + place[here]) % _DRAWN] < self._negative_rate
-        weight_R = np.where(rows.label_R > 0, rows.weight_R, rows.weight_R / self._negative_rate).astype(np.float32)
+        weight_R = np.where(always, rows.weight_R, rows.weight_R / self._negative_rate).astype(np.float32)
         return dataclasses.replace(rows, weight_R=weight_R), stays
 
     def _leave_out(self, failed: Sequence[tuple[int, int, UserError]]) -> None:
@@ -223,6 +228,10 @@ class Loader:
             label_B=torch.from_numpy(np.array(rows.label_R)),
             weight_B=torch.from_numpy(np.array(rows.weight_R)),
             origin_B=torch.from_numpy(rows.origin_R.astype(np.int64)),
+            teachers={
+                name: torch.from_numpy(np.array(rows.teachers_RT[:, i] if len(rows) else rows.label_R))
+                for i, name in enumerate(self._groups.teachers)
+            },
         )
 
 

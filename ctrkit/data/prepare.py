@@ -64,7 +64,7 @@ def prepare(data: DataConfig, schema: Schema, directory: Path, *, progress: bool
     with atomic_directory(directory) as new:
         dictionary = _dictionary_columns(fitted.encoding)
         writers = {part: _PartWriter(new, part, data.row_group_rows, dictionary) for part in PARTS}
-        requests = RequestSample(schema)
+        requests = RequestSample(schema.serving())
         with _bar("encode", source.rows(), shown) as advance, ThreadPoolExecutor(worker_threads()) as pool:
             _encode_all(source, fitted.encoding, writers, requests, pool, advance)
         for writer in writers.values():
@@ -144,7 +144,16 @@ def _rows_by_part(source: SplitLog, schema: Schema) -> Iterator[_Rows]:
         )
         for code in np.flatnonzero(np.bincount(codes_N, minlength=len(PARTS))):
             rows = raw if (codes_N == code).all() else raw.filter(pa.array(codes_N == code))
+            _check_labelled(rows, PARTS[code], chunk)
             yield _Rows(chunk, PARTS[code], {name: rows.column(name) for name in special}, rows)
+
+
+def _check_labelled(rows: pa.RecordBatch, part: Part, chunk: Chunk) -> None:
+    if part != "train" and np.isnan(rows.column(LABEL).to_numpy(zero_copy_only=False)).any():
+        raise UserError(
+            f"{chunk.file}, near row {chunk.first_row + 1:,}: an impression of the {part} part has no label; "
+            "columns.unlabelled is for the training part alone: drop such rows"
+        )
 
 
 @dataclass
@@ -167,7 +176,7 @@ class _PartWriter:
 
     def add(self, table: pa.Table, counts: Mapping[str, Counts]) -> None:
         self.rows += table.num_rows
-        self.clicks += int(table.column(LABEL).to_numpy().sum(dtype=np.float64))
+        self.clicks += int(np.nansum(table.column(LABEL).to_numpy(), dtype=np.float64))
         for name, count in counts.items():
             self.counts.setdefault(name, Counts()).add(count)
         self._waiting.append(table)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctrkit.data.columns import LABEL, WEIGHT
+from ctrkit.data.columns import LABEL, TEACHER, WEIGHT
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema, SequenceFeature
 
@@ -27,6 +27,8 @@ class Rows:
     weight_R: npt.NDArray[np.float32]
     origin_R: npt.NDArray[np.int32]
     """Index of the row group."""
+    teachers_RT: npt.NDArray[np.float32]
+    """Logits of T other models."""
 
     def __len__(self) -> int:
         return len(self.label_R)
@@ -40,6 +42,7 @@ class Rows:
             self.label_R[index],
             self.weight_R[index],
             self.origin_R[index],
+            self.teachers_RT[index],
         )
 
 
@@ -59,15 +62,28 @@ class RowGroups:
     Args:
         schema: of the log.
         files: in row order.
+        teachers: columns of other models' scores that are read too.
+        label_rate: share of the labels that is told; the others are NaN.
+        seed: of which ones.
 
     Raises:
         UserError: a file cannot be read.
     """
 
-    def __init__(self, schema: Schema, files: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        files: Sequence[Path],
+        teachers: Sequence[str] = (),
+        *,
+        label_rate: float = 1.0,
+        seed: int = 0,
+    ) -> None:
         self.single = [f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature)]
         self.sequences = {f.name: f.max_len for f in schema.sparse_features if isinstance(f, SequenceFeature)}
         self.dense = [f.name for f in schema.dense_features]
+        self.teachers = list(teachers)
+        self._label_rate, self._seed = label_rate, seed
         self.paths = list(files)
         self._files = [_open(path) for path in files]
         self._has_weight = bool(files) and WEIGHT in self._files[0].schema_arrow.names
@@ -90,21 +106,26 @@ class RowGroups:
         """
         group = self.groups[index]
         columns = [LABEL, *([WEIGHT] if self._has_weight else []), *self.single, *self.sequences, *self.dense]
+        teachers = [TEACHER + name for name in self.teachers]
         try:
-            table = self._files[group.file].read_row_group(group.number, columns=columns)
+            table = self._files[group.file].read_row_group(group.number, columns=[*columns, *teachers])
         except (pa.ArrowException, OSError) as error:
             path = self.paths[group.file]
             raise UserError(
                 f"{path}, row group {group.number}: cannot be read ({error}); run `ctrkit prepare` again"
             ) from error
-        rows = table.num_rows
+        rows, label_R = table.num_rows, table[LABEL].to_numpy()
+        if self._label_rate < 1:
+            told_R = np.random.default_rng((self._seed, index)).random(rows) < self._label_rate
+            label_R = np.where(told_R, label_R, np.float32(np.nan))
         return Rows(
             single_RS=_stack(table, self.single, np.int32),
             sequences={name: _padded(table[name], length) for name, length in self.sequences.items()},
             dense_RD=_stack(table, self.dense, np.float32),
-            label_R=table[LABEL].to_numpy(),
+            label_R=label_R,
             weight_R=table[WEIGHT].to_numpy() if self._has_weight else np.ones(rows, np.float32),
             origin_R=np.full(rows, index, np.int32),
+            teachers_RT=_stack(table, teachers, np.float32),
         )
 
 
@@ -177,6 +198,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         np.concatenate([p.label_R for p in parts]),
         np.concatenate([p.weight_R for p in parts]),
         np.concatenate([p.origin_R for p in parts]),
+        np.concatenate([p.teachers_RT for p in parts]),
     )
 
 
@@ -187,6 +209,7 @@ _NONE = Rows(
     np.zeros(0, np.float32),
     np.zeros(0, np.float32),
     np.zeros(0, np.int32),
+    np.zeros((0, 0), np.float32),
 )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ctrkit.bundle import MODEL, WEIGHTS, Bundle, Golden, write_bundle
 from ctrkit.data.batch import Batch
@@ -115,7 +114,7 @@ def export_bundle(
             golden=export.golden,
             name=name,
             versions={package: version(package) for package in ("torch", "torchrec", "onnx", "onnxruntime")},
-            multiplications=network.tower.multiplications,
+            multiplications=network.multiplications,
             parity_max_abs_diff=export.parity,
             item_table=export.item_table,
             tables=export.tables,
@@ -152,7 +151,11 @@ class _Export:
                 raise UserError("export.items needs export.item_key, the column that names an ad")
             self._ads = AdsFile(rewrites.items, rewrites.item_key, encoding)
             self._ads.check()
-        self._inputs = [_arrays(graph_inputs(batch, encoding.schema)) for batch in held_out]
+        self._inputs = [self._arrays(batch) for batch in held_out]
+
+    def _arrays(self, batch: Batch) -> Arrays:
+        inputs = graph_inputs(batch, self._encoding.schema, self._network.embedding.dense_columns)
+        return {name: tensor.numpy() for name, tensor in inputs.items()}
 
     def write(self, requests: Sequence[Request]) -> None:
         arrays = network_arrays(self._network, self._encoding.schema)
@@ -249,7 +252,7 @@ class _Export:
         assert self._judged is not None
         exact, approximate = [], []
         for batch in self._judged.batches():
-            inputs = _arrays(graph_inputs(batch, self._encoding.schema))
+            inputs = self._arrays(batch)
             exact.append(in_torch(plain, inputs))
             approximate.append(graph(inputs))
         found = measured(_joined(exact), _joined(approximate), self._judged, self._rewrites.limits)
@@ -262,10 +265,6 @@ class _Export:
 
 def _kept(arrays: NetworkArrays, precision: TablePrecision) -> NetworkArrays:
     return replace(arrays, stacks={dim: stored(t, precision) for dim, t in arrays.stacks.items()})
-
-
-def _arrays(inputs: Mapping[str, torch.Tensor]) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
 def _joined(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:

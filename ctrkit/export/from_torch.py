@@ -6,6 +6,7 @@ from torch import nn
 
 from ctrkit.errors import UserError
 from ctrkit.export.arrays import Activation, Float32Array, Layer, NetworkArrays, Reader
+from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema
 
@@ -16,7 +17,11 @@ def network_arrays(network: Network, schema: Schema) -> NetworkArrays:
     Raises:
         UserError: the tower has a layer that no serving graph knows.
     """
-    embedding = network.embedding
+    embedding, tower = network.embedding, network.tower
+    if network.privileged is not None:
+        raise UserError("the network sees privileged features, which do not exist where it would serve")
+    if not isinstance(tower, MLP):
+        raise UserError(f"the tower is a {type(tower).__name__}, which no serving graph knows; export another model")
     rows = dict(embedding.columns)
     start = sum(lookup.dim for lookup in embedding.lookups)
     rows |= {feature.name: slice(start + i, start + i + 1) for i, feature in enumerate(schema.dense_features)}
@@ -24,7 +29,7 @@ def network_arrays(network: Network, schema: Schema) -> NetworkArrays:
         schema=schema,
         stacks={int(dim): stack.detach().cpu().numpy() for dim, stack in embedding.stacks.items()},
         readers={found.feature: Reader(found.dim, found.first_row, found.pooling) for found in embedding.lookups},
-        layers=folded_layers(network.tower.layers),
+        layers=folded_layers(tower.layers),
         rows=rows,
     )
 

@@ -1,6 +1,6 @@
 """A trained network as plain gathers and matrix products in torch: what every exported graph must be equal to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,18 @@ def _pool(weight_VE: Tensor, ids_NL: Tensor, length_N: Tensor, pooling: str) -> 
     return total_NE / length_N.clamp(min=1).unsqueeze(1) if pooling == "mean" else total_NE
 
 
-def graph_inputs(batch: Batch, schema: Schema) -> Inputs:
-    """A batch as inputs of the graph."""
+def graph_inputs(batch: Batch, schema: Schema, dense_columns: Sequence[int] | None = None) -> Inputs:
+    """A batch as inputs of the graph.
+
+    Args:
+        batch: may have features that the schema has not.
+        schema: of the graph.
+        dense_columns: of the batch that are its dense features; all if None.
+    """
     inputs: Inputs = {}
     jagged = batch.sparse.to_dict()
-    dense = {feature.name: i for i, feature in enumerate(schema.dense_features)}
+    columns = range(len(schema.dense_features)) if dense_columns is None else dense_columns
+    dense = {feature.name: i for feature, i in zip(schema.dense_features, columns, strict=True)}
     for side in SIDES:
         features = side_features(schema, side)
         if features.single:

@@ -14,6 +14,7 @@ from torchrec.modules.embedding_configs import DataType, PoolingType
 
 from ctrkit.data.batch import Batch
 from ctrkit.nn.lookup import Address, Bags, Pooling, look_up
+from ctrkit.nn.tower import Lists, Vectors
 from ctrkit.tables import FIRST_ROW
 
 # TorchRec's jagged tensors make torch warn its own developers, once a process, of a function that they call.
@@ -84,7 +85,7 @@ class Embedding(nn.Module):
 
     Args:
         tables: at least one table or one dense feature.
-        num_dense: number of dense features D.
+        dense: columns of `Batch.dense_BD` that it passes on, behind the embeddings; a number D means the first D.
         init_std: standard deviation of the rows.
         seed: of the initial rows.
         precision: of the weights; fp16 halves the tables and their traffic, lookups and gradients stay fp32.
@@ -93,7 +94,7 @@ class Embedding(nn.Module):
     def __init__(
         self,
         tables: Sequence[TableConfig],
-        num_dense: int = 0,
+        dense: int | Sequence[int] = 0,
         *,
         init_std: float = 0.01,
         seed: int = 0,
@@ -101,9 +102,13 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.tables = tuple(tables)
-        self.num_dense = num_dense
+        self.num_dense = dense if isinstance(dense, int) else len(dense)
+        self.dense_columns = None if isinstance(dense, int) else list(dense)
+        """None: all of them."""
         self.init_std, self.seed = init_std, seed
         self.dtype = torch.float16 if precision == "fp16" else torch.float32
+        self.unpooled: set[str] = set()
+        """Sequence features whose rows are given one by one too (`vectors`); set by who builds the towers."""
         self._first_row: dict[str, int] = {}
         self.stacks = nn.ParameterDict()
         for members in _by_dim(tables).values():
@@ -208,25 +213,40 @@ class Embedding(nn.Module):
                 assert pooling is not None
                 row_N = torch.cat([rows[lookup.feature][0] for lookup in alike])
                 bags.append(Bags.of(row_N, torch.cat([rows[lookup.feature][1] for lookup in alike]), pooling))
+            for feature in self._unpooled(int(dim)):
+                row_N = rows[feature][0]
+                bags.append(Bags.of(row_N, torch.ones_like(row_N), "sum"))
             found[str(dim)] = Address(single_BS, bags)
         return found
 
+    def _unpooled(self, dim: int) -> list[str]:
+        return [lookup.feature for lookup in self.lookups if lookup.dim == dim and lookup.feature in self.unpooled]
+
     def forward(self, batch: Batch) -> Tensor:
         """x[B, X] of a batch."""
-        parts = []
+        return self.vectors(batch).x_BX
+
+    def vectors(self, batch: Batch) -> Vectors:
+        """x[B, X] of a batch, and the rows of `unpooled` features; one look-up a width."""
+        parts, lists = [], {}
         for dim, address in self.address(batch).items():
             weight_VE = self.stacks[dim]
             if weight_VE.requires_grad:
                 weight_VE.grad_dtype = torch.float32  # not kept by copies of a parameter, so said each time
             single_BX, *pooled = look_up(weight_VE, address)
+            for feature in reversed(self._unpooled(int(dim))):
+                lists[feature] = Lists(pooled.pop(), _length(batch, feature))
             parts.append(single_BX)
             parts += [  # of L features: [L B, E] to [B, L E]
                 pooled_ME.view(-1, len(batch), pooled_ME.shape[1]).transpose(0, 1).flatten(1) for pooled_ME in pooled
             ]
         parts = [part for part in parts if part.shape[1]]
         if self.num_dense:
-            parts.append(batch.dense_BD)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            parts.append(self._dense(batch))
+        return Vectors(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), lists)
+
+    def _dense(self, batch: Batch) -> Tensor:
+        return batch.dense_BD if self.dense_columns is None else batch.dense_BD[:, self.dense_columns]
 
 
 def draw_rows(weight_RE: Tensor, *, std: float, seed: int, table: str, first_row: int = 0) -> None:
@@ -252,6 +272,11 @@ def draw_rows(weight_RE: Tensor, *, std: float, seed: int, table: str, first_row
             drawn[:FIRST_ROW] = 0.0  # the rows MISSING and UNSEEN
         low, high = max(start, block * _BLOCK), min(stop, (block + 1) * _BLOCK)
         weight_RE[low - start : high - start] = drawn[low - block * _BLOCK : high - block * _BLOCK]
+
+
+def _length(batch: Batch, feature: str) -> Tensor:
+    lengths: Tensor = batch.sparse.lengths().view(len(batch.sparse.keys()), len(batch))
+    return lengths[list(batch.sparse.keys()).index(feature)]
 
 
 def _by_dim(tables: Sequence[TableConfig]) -> dict[int, list[TableConfig]]:

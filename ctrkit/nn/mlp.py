@@ -1,11 +1,13 @@
 """Towers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ctrkit.nn.tower import Lists, Tower
 
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"]
 
@@ -30,8 +32,8 @@ class _BatchNorm(nn.BatchNorm1d):
         )
 
 
-class MLP(nn.Module):
-    """A tower: x[B, in_features] through hidden layers to one logit.
+class MLP(Tower):
+    """The plain tower: x[B, in_features] through hidden layers to one logit.
 
     Each hidden layer is linear, batch norm if asked, activation, dropout. Weights start as Xavier normal (Glorot,
     Bengio, AISTATS 2010), biases as zero: torch's own default passes a several times smaller gradient to the tables,
@@ -58,6 +60,7 @@ class MLP(nn.Module):
         super().__init__()
         self.widths = (in_features, *hidden, 1)
         layers: list[nn.Module] = []
+        self._ends: list[int] = []  # of each hidden layer, in `layers`
         for width_in, width_out in zip(self.widths[:-2], self.widths[1:-1], strict=True):
             layers.append(nn.Linear(width_in, width_out))
             if batch_norm:
@@ -65,6 +68,7 @@ class MLP(nn.Module):
             layers.append(_ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
+            self._ends.append(len(layers))
         layers.append(nn.Linear(self.widths[-2], 1))
         self.layers = nn.Sequential(*layers)
         for layer in layers:
@@ -77,13 +81,36 @@ class MLP(nn.Module):
         """Multiplications an impression: the sum of the products of neighbouring widths, as Table 5 counts."""
         return sum(a * b for a, b in zip(self.widths[:-1], self.widths[1:], strict=True))
 
-    def forward(self, x_BX: Tensor) -> Tensor:
-        """logit[B]; under autocast the hidden layers have its precision, the logit has that of the weights."""
-        hidden_BH = self.layers[:-1](x_BX)
-        if not torch.is_autocast_enabled(x_BX.device.type):
-            logit_B1: Tensor = self.layers[-1](hidden_BH)
-            return logit_B1.squeeze(1)
-        # a logit of 8 bits would tie impressions within a user
-        with torch.autocast(x_BX.device.type, enabled=False):
-            logit_B1 = self.layers[-1](hidden_BH.float())
-            return logit_B1.squeeze(1)
+    @property
+    def hidden_widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(self.widths[1:-1])
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The linear layers, lowest first; the last one gives the logit."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    def trace(self, x_BX: Tensor, lists: Mapping[str, Lists] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Hidden layers, under autocast in its precision, and the logit, in that of the weights."""
+        hidden = self.hidden(x_BX)
+        return hidden, single_logit(self.layers[-1], hidden[-1] if hidden else x_BX)
+
+    def hidden(self, x_BX: Tensor) -> list[Tensor]:
+        """Outputs [B, H] of the hidden layers."""
+        found, x, start = [], x_BX, 0
+        for end in self._ends:
+            x = self.layers[start:end](x)
+            found.append(x)
+            start = end
+        return found
+
+
+def single_logit(layer: nn.Module, x_BH: Tensor) -> Tensor:
+    """logit[B] of a last layer, in the precision of its weights: one of 8 bits would tie impressions within a user."""
+    if not torch.is_autocast_enabled(x_BH.device.type):
+        logit_B1: Tensor = layer(x_BH)
+        return logit_B1.squeeze(1)
+    with torch.autocast(x_BH.device.type, enabled=False):
+        logit_B1 = layer(x_BH.float())
+        return logit_B1.squeeze(1)

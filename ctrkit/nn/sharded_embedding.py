@@ -15,8 +15,10 @@ from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
+from ctrkit.errors import UserError
 from ctrkit.nn.embedding import Embedding, TablePart, module_name, table_name
 from ctrkit.nn.lookup import Address, Bags, Pooling, look_up
+from ctrkit.nn.tower import Vectors
 
 
 class ShardedEmbedding(Embedding):
@@ -56,15 +58,20 @@ class ShardedEmbedding(Embedding):
         """Nothing: which rows are read here is known when all processes have told theirs."""
         return {}
 
-    def forward(self, batch: Batch) -> Tensor:
+    def vectors(self, batch: Batch) -> Vectors:
         """x[B, X] of this process's batch; all processes call it together, with batches of any size."""
+        if self.unpooled:
+            raise UserError(
+                f"a tower reads the lists {sorted(self.unpooled)} one by one, which tables of several processes do not "
+                "give yet; train this model in one process"
+            )
         largest = torch.tensor(len(batch))
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         pooled = self.collection(_padded(batch.sparse, len(batch), int(largest))).to_dict()
         parts = [pooled[lookup.feature][: len(batch)] for lookup in self.lookups]
         if self.num_dense:
-            parts.append(batch.dense_BD)
-        return torch.cat(parts, dim=1)
+            parts.append(self._dense(batch))
+        return Vectors(torch.cat(parts, dim=1), {})
 
 
 def _padded(sparse: KeyedJaggedTensor, rows: int, to: int) -> KeyedJaggedTensor:

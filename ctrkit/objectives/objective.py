@@ -1,7 +1,7 @@
 """What a learning method is to the trainer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,31 +14,42 @@ class Objective(nn.Module, ABC):
     """Which networks train together, by which losses, and which one ships.
 
     Embeddings and towers are registered here, each once however many networks hold it, so that a checkpoint has every
-    table once and sharding finds it at one place; the networks themselves are views of them.
+    table once and sharding finds it at one place; the networks themselves are views of them. An objective's own buffers
+    are kept in checkpoints too.
     Every objective passes the contract tests in tests/objectives/test_contract.py.
 
     Args:
         networks: every network that can predict, by its role; an objective with one network calls it "".
+        shipped: roles that may ship; the first if not given.
     """
 
-    def __init__(self, networks: Mapping[str, Network]) -> None:
+    turns = 1
+    """Steps that it takes on each batch, one after another; each has losses of its own."""
+
+    def __init__(self, networks: Mapping[str, Network], shipped: Sequence[str] = ()) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(
-            {id(network.embedding): network.embedding for network in networks.values()}.values()
+            {id(e): e for network in networks.values() for e in network.embeddings}.values()
         )
         self.towers = nn.ModuleDict({role or "tower": network.tower for role, network in networks.items()})
         self._networks = dict(networks)
+        self._shipped = tuple(shipped) or (next(iter(networks)),)
 
     @abstractmethod
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """The terms of the loss, by name: loss[B], one value an impression, already multiplied by their weights.
 
         The trainer minimises the weighted mean over the batch of their sum; kept apart so that each can be logged.
+
+        Args:
+            batch: in training.
+            step: batches before it.
+            turn: which of `turns`.
         """
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """The losses: what a wrapper of the module calls."""
-        return self.losses(batch)
+        return self.losses(batch, step, turn)
 
     @abstractmethod
     def logits(self, batch: Batch) -> dict[str, Tensor]:
@@ -52,9 +63,18 @@ class Objective(nn.Module, ABC):
         """Every network that can predict, by its role."""
         return self._networks
 
-    @abstractmethod
+    def candidates(self) -> tuple[str, ...]:
+        """Roles of the networks that may ship: early stopping watches the best of them."""
+        return self._shipped
+
     def inference_role(self) -> str:
-        """Role of the network that ships: the one that early stopping watches and that is exported."""
+        """Role of the network that ships."""
+        return self._shipped[0]
+
+    def ship(self, role: str) -> None:
+        """Choose the network that ships, one of `candidates`."""
+        assert role in self._shipped, role
+        self._shipped = (role, *(other for other in self._shipped if other != role))
 
     def inference_model(self) -> Network:
         """The network that ships."""

@@ -3,25 +3,27 @@
 from torch import Tensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.losses import binary_cross_entropy
+from ctrkit.losses import label_loss
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 
 
 class Pointwise(Objective):
-    """Binary cross-entropy of one network: the baseline that every other method is measured against."""
+    """Binary cross-entropy of one network: the baseline that every other method is measured against.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        network: the only one.
+        label_smoothing: share of the label that becomes one half (Szegedy et al., CVPR 2016, section 7).
+    """
+
+    def __init__(self, network: Network, *, label_smoothing: float = 0.0) -> None:
         super().__init__({"": network})
+        self.label_smoothing = label_smoothing
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """The label loss."""
-        return {"label": binary_cross_entropy(self.inference_model()(batch), batch.label_B)}
+        return {"label": label_loss(self.inference_model()(batch), batch.label_B, self.label_smoothing)}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """The network's logit."""
         return {"": self.inference_model()(batch)}
-
-    def inference_role(self) -> str:
-        """The only one."""
-        return ""

@@ -1,66 +1,59 @@
-"""A light tower that learns under its booster, both from scratch."""
+"""A light tower that learns under its boosters, all from scratch."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from torch import Tensor
-
-from ctrkit.data.batch import Batch
-from ctrkit.losses import binary_cross_entropy, logit_mse
-from ctrkit.nn.embedding import Embedding
-from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
-from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.hint import Hint, LayerHint, Lesson
 
 Route = Literal["none", "paper", "shared"]
 
+LIGHT = "light"
 
-class RocketLaunching(Objective):
-    """BCE(light) + BCE(booster) + hint_weight (l - z)^2 over shared embedding tables (Zhou et al., AAAI 2018, eq. 1).
 
-    Gradient routes, that is whose loss moves what:
+def rocket_launching(
+    light: Network,
+    boosters: Mapping[str, Network],
+    *,
+    hint: Hint = Hint(),  # noqa: B008  frozen
+    route: Route | float = "shared",
+    layer_hints: Sequence[LayerHint] = (),
+    frozen: Mapping[str, Network] | None = None,
+    lessons: Sequence[Lesson] = (),
+    auxiliary: bool = False,
+    **settings: Any,
+) -> CoTraining:
+    """BCE(light) + BCE(booster) + lambda hint(light, booster) (Zhou et al., AAAI 2018, eq. 1).
+
+    Gradient routes, that is whose loss moves what; `shared` are tables, and layers, that both towers have:
 
         route     label(light)     label(booster)   hint
         none      light, shared    booster, shared  light, booster, shared
         paper     light, shared    booster, shared  light, shared: the booster's logit is detached (figure 2)
-        shared    light            booster, shared  light: besides, the light tower reads the shared vector detached
+        shared    light            booster, shared  light: besides, the light tower reads what is shared detached
+
+    A number between 0 and 1 is a route between `shared` (0) and `paper` (1): the share of the light tower's gradient
+    that reaches what is shared.
 
     Args:
-        embedding: the shared tables.
-        light: the tower that ships.
-        booster: the tower that teaches it.
-        hint_weight: lambda, for one logit (half the lambda of a two-logit softmax gives the same gradient).
+        light: the network that ships.
+        boosters: that teach it, by role; of several, their mean probability does.
+        hint: lambda and loss. One logit with half the lambda of a two-logit softmax has the same gradient.
         route: gradient route.
+        layer_hints: between hidden layers.
+        frozen: trained networks that teach too (rocket + KD), in `lessons`.
+        lessons: of other teachers.
+        auxiliary: the hint acts on a head of its own (`Lesson.auxiliary`).
+        settings: of `CoTraining`.
     """
-
-    def __init__(
-        self, embedding: Embedding, light: MLP, booster: MLP, *, hint_weight: float = 1.0, route: Route = "shared"
-    ) -> None:
-        super().__init__({"light": Network(embedding, light), "booster": Network(embedding, booster)})
-        self.hint_weight = hint_weight
-        self.route = route
-
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        light, booster = self.networks()["light"], self.networks()["booster"]
-        x_BX = booster.embedding(batch)
-        booster_B = booster.tower(x_BX)
-        light_B = light.tower(x_BX.detach() if self.route == "shared" else x_BX)
-        return light_B, booster_B
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Both label losses and the weighted hint."""
-        light_B, booster_B = self._forward(batch)
-        teacher_B = booster_B if self.route == "none" else booster_B.detach()
-        return {
-            "light": binary_cross_entropy(light_B, batch.label_B),
-            "booster": binary_cross_entropy(booster_B, batch.label_B),
-            "hint": self.hint_weight * logit_mse(light_B, teacher_B),
-        }
-
-    def logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Both logits, from one lookup."""
-        light_B, booster_B = self._forward(batch)
-        return {"light": light_B, "booster": booster_B}
-
-    def inference_role(self) -> str:
-        """The light network."""
-        return "light"
+    share = {"none": 1.0, "paper": 1.0, "shared": 0.0}[route] if isinstance(route, str) else route
+    hinted = Lesson(LIGHT, tuple(boosters), hint, "mean", blocked=route != "none", auxiliary=auxiliary)
+    return CoTraining(
+        {LIGHT: light, **boosters},
+        [hinted, *lessons],
+        layer_hints=layer_hints,
+        frozen=frozen,
+        gradient_to_shared={LIGHT: share},
+        **settings,
+    )

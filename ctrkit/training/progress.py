@@ -15,6 +15,8 @@ class Progress:
     best: float | None = None
     """Best value of the monitored metric."""
     best_step: int = 0
+    best_role: str = ""
+    """Of the network that it was measured on: the one that ships."""
     stale: int = 0
     """Evaluations since then."""
     seconds: float = 0.0

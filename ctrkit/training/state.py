@@ -3,6 +3,7 @@
     tables.I.TABLE.weight             [V, E] of the I-th embedding; beside it, row by row, what its optimizer keeps
     tables.I.TABLE.{moments,square,last}    (`ctrkit.training.table_optimizer`)
     towers.ROLE.PARAMETER             and beside each parameter, what its optimizer keeps: `.exp_avg` and others
+    objective.BUFFER                  what the objective itself keeps
     rng.RANK                          the random state of each process
 
 Where several processes hold a table, its tensors are ShardedTensors.
@@ -27,6 +28,7 @@ Tensors = dict[str, Tensor | ShardedTensor]
 def weights(objective: Objective) -> Tensors:
     """What the networks compute with; in place of theirs, not copies."""
     found: Tensors = {f"towers.{name}": value for name, value in objective.towers.state_dict().items()}
+    found |= {f"objective.{name}": value for name, value in objective.named_buffers(recurse=False)}
     for index, embedding in enumerate(objective.tables()):
         for table in embedding.tables:
             of_parts = {part: part.stack.detach() for part in embedding.parts() if part.table == table.name}
@@ -43,9 +45,10 @@ def optimizer_state(objective: Objective, optimizers: Sequence[torch.optim.Optim
     """What the optimizers keep; in place. Tower optimizers that have taken no step get the state of the first."""
     found: Tensors = {}
     names = {parameter: f"towers.{name}" for name, parameter in objective.towers.named_parameters()}
+    of_tables = [each for each in enumerate(objective.tables()) if each[1].tables]
     for optimizer in optimizers:
         if isinstance(optimizer, TableOptimizer):
-            found.update(_table_state(objective, optimizer))
+            found.update(_table_state(*of_tables.pop(0), optimizer))
             continue
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -59,14 +62,13 @@ def optimizer_state(objective: Objective, optimizers: Sequence[torch.optim.Optim
     return found
 
 
-def _table_state(objective: Objective, optimizer: TableOptimizer) -> Tensors:
+def _table_state(index: int, embedding: Embedding, optimizer: TableOptimizer) -> Tensors:
     found: Tensors = {}
-    for index, embedding in enumerate(objective.tables()):
-        for table in embedding.tables:
-            parts = [part for part in embedding.parts() if part.table == table.name]
-            for key, like in optimizer.state_like(table.num_rows, table.dim).items():
-                of_parts = {part: optimizer.state[part.stack][key] for part in parts}
-                found[f"tables.{index}.{table.name}.{key}"] = _whole(embedding, table.name, of_parts, like)
+    for table in embedding.tables:
+        parts = [part for part in embedding.parts() if part.table == table.name]
+        for key, like in optimizer.state_like(table.num_rows, table.dim).items():
+            of_parts = {part: optimizer.state[part.stack][key] for part in parts}
+            found[f"tables.{index}.{table.name}.{key}"] = _whole(embedding, table.name, of_parts, like)
     return found
 
 

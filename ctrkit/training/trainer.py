@@ -45,7 +45,7 @@ class Trainer:
         directory: of the run.
         fingerprint: of all that the run depends on; a checkpoint of another fingerprint is not resumed.
         epochs: passes over the log.
-        monitor: metric of the network that ships, see `ctrkit.metrics.report.METRICS`.
+        monitor: metric of the network that ships, or of the best that may, see `ctrkit.metrics.report.METRICS`.
         patience: evaluations without improvement before training stops.
         evaluations_per_epoch: evaluations, evenly spaced; the last at the end of the epoch.
         clip_norm: largest gradient norm of `clipped`.
@@ -178,7 +178,10 @@ class Trainer:
         weight, rows = self.ranks.sum(here).tolist()
         rows = int(rows)
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
-            self._update(batch, weight, train, running)
+            for turn in range(self.objective.turns):
+                self._update(batch, weight, train, running, turn)
+            for scheduler in self.schedulers:
+                scheduler.step()
         self.progress.step += 1
         self.progress.batches += 1
         self.progress.rows += rows
@@ -187,10 +190,10 @@ class Trainer:
         self._mark = now
         return rows
 
-    def _update(self, batch: Batch, weight: float, train: Loader, running: RunningLosses) -> None:
-        """Move the weights by one batch, whose impressions weigh so much over all processes."""
+    def _update(self, batch: Batch, weight: float, train: Loader, running: RunningLosses, turn: int) -> None:
+        """Move the weights by one turn on a batch, whose impressions weigh so much over all processes."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            losses = self.model(batch)
+            losses = self.model(batch, self.progress.step, turn)
         sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
         means = self.ranks.sum(sums.detach() / weight)
         if not math.isfinite(means.sum().item()):
@@ -204,14 +207,13 @@ class Trainer:
             if not math.isfinite(norm.item()):
                 raise self._diverged(batch, train, "the gradient")
         for optimizer in self.optimizers:
-            optimizer.step()
-        for scheduler in self.schedulers:
-            scheduler.step()
+            if self.objective.turns == 1 or _has_gradient(optimizer):
+                optimizer.step()
         running.add(dict(zip(losses, means.tolist(), strict=True)))
 
     def _diverged(self, batch: Batch, train: Loader, what: str) -> UserError:
         """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
-        finite_B = batch.dense_BD.isfinite().all(1) & batch.weight_B.isfinite() & batch.label_B.isfinite()
+        finite_B = batch.dense_BD.isfinite().all(1) & batch.weight_B.isfinite() & ~batch.label_B.isinf()
         rates = ", ".join(f"{group['lr']:g}" for optimizer in self.optimizers for group in optimizer.param_groups)
         here = None if finite_B.all() else train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
         origin = next((each for each in self.ranks.on_each(lambda: here) if each is not None), None)
@@ -231,9 +233,11 @@ class Trainer:
     def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
         self._average_buffers()
         reports = evaluate(self.objective)
-        value = check_monitor(self.monitor, reports[self.objective.inference_role()])
-        progress = self.progress
-        better = progress.best is None or (value > progress.best if METRICS[self.monitor] else value < progress.best)
+        candidates = {role: check_monitor(self.monitor, reports[role]) for role in self.objective.candidates()}
+        sign = 1 if METRICS[self.monitor] else -1
+        role = max(sorted(candidates), key=lambda role: sign * candidates[role])
+        value, progress = candidates[role], self.progress
+        better = progress.best is None or sign * value > sign * progress.best
         progress.stale = 0 if better else progress.stale + 1
         line = {
             "step": progress.step,
@@ -246,7 +250,7 @@ class Trainer:
         running.clear()
         self.history.append(line)
         if better:
-            progress.best, progress.best_step = value, progress.step
+            progress.best, progress.best_step, progress.best_role = value, progress.step, role
         self._save(best=better)
         self._log(line)
 
@@ -354,6 +358,11 @@ class Trainer:
         best = self.checkpoints.best()
         assert best is not None, "there is one after the first evaluation"
         self.checkpoints.load(best, state.weights(self.objective), partial=True)
+        self.objective.ship(self.progress.best_role)
+
+
+def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 def check_monitor(monitor: str, report: Report) -> float:

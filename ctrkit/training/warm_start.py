@@ -47,9 +47,13 @@ def tower_inputs(objective: Objective, schema: Schema) -> dict[str, dict[str, li
     """The columns of every tower of an objective."""
     found = {}
     for role, network in objective.networks().items():
-        columns = {name: [at.start, at.stop] for name, at in network.embedding.columns.items()}
-        first = network.embedding.out_features - network.embedding.num_dense
-        columns |= {feature.name: [first + i, first + i + 1] for i, feature in enumerate(schema.dense_features)}
+        columns, start = dict[str, list[int]](), 0
+        for embedding in network.embeddings:
+            privileged = embedding is network.privileged
+            columns |= {name: [start + at.start, start + at.stop] for name, at in embedding.columns.items()}
+            dense = [feature.name for feature in schema.dense_features if feature.privileged is privileged]
+            start += embedding.out_features
+            columns |= {name: [start - len(dense) + i, start - len(dense) + i + 1] for i, name in enumerate(dense)}
         found[role or "tower"] = columns
     return found
 

@@ -24,7 +24,7 @@ from ctrkit.export.weight_file import WeightFile
 from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
-from ctrkit.objectives.rocket_launching import RocketLaunching
+from ctrkit.objectives.co_training import CoTraining
 from ctrkit.schema import Schema
 from tests import networks
 
@@ -107,10 +107,10 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def rocket(tmp_path_factory: pytest.TempPathFactory) -> tuple[RocketLaunching, Exported]:
+def rocket(tmp_path_factory: pytest.TempPathFactory) -> tuple[CoTraining, Exported]:
     """A rocket, and the graph of its light network."""
     tables = networks.embedding()
-    objective = RocketLaunching(tables, MLP(tables.out_features, (8, 4)), MLP(tables.out_features, (33, 17)))
+    objective = networks.rocket(tables, MLP(tables.out_features, (8, 4)), MLP(tables.out_features, (33, 17)))
     with torch.no_grad():
         for parameter in objective.parameters():
             parameter.normal_(0.0, 0.5)
@@ -175,7 +175,7 @@ def floats(model: Path) -> list[np.ndarray]:
     ]
 
 
-def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exported]) -> None:
+def test_nothing_of_the_booster_is_inside(rocket: tuple[CoTraining, Exported]) -> None:
     objective, exported = rocket
     light: list[torch.Tensor] = [
         *objective.networks()["light"].tower.parameters(),
@@ -193,7 +193,7 @@ def test_nothing_of_the_booster_is_inside(rocket: tuple[RocketLaunching, Exporte
         assert tensor.detach().numpy().tobytes() in content or tensor.dim() == 2  # matrices may be transposed
 
 
-def test_tables_of_a_width_are_inside_once(rocket: tuple[RocketLaunching, Exported]) -> None:
+def test_tables_of_a_width_are_inside_once(rocket: tuple[CoTraining, Exported]) -> None:
     _, exported = rocket
     tables = [array for array in floats(exported.model) if array.shape == (12 + 20 + 7, 4)]
     assert len(tables) == 1
@@ -231,7 +231,7 @@ def bias_moved_by(exported: Exported, value: float) -> Iterator[None]:
             bias.fill_(before)
 
 
-def test_parity_is_the_largest_difference(rocket: tuple[RocketLaunching, Exported]) -> None:
+def test_parity_is_the_largest_difference(rocket: tuple[CoTraining, Exported]) -> None:
     _, exported = rocket
     batches = [graph_inputs(networks.batch(3, seed=seed), exported.schema) for seed in range(5)]
     with bias_moved_by(exported, 1e-6):
@@ -242,7 +242,7 @@ def test_parity_is_the_largest_difference(rocket: tuple[RocketLaunching, Exporte
 
 
 @pytest.mark.parametrize("value", [0.05, float("nan")])
-def test_a_graph_that_differs_is_refused(rocket: tuple[RocketLaunching, Exported], value: float) -> None:
+def test_a_graph_that_differs_is_refused(rocket: tuple[CoTraining, Exported], value: float) -> None:
     _, exported = rocket
     batches = [graph_inputs(networks.batch(20), exported.schema)]
     refused = pytest.raises(UserError, match=r"model\.onnx: ONNX Runtime and torch differ by .*nothing was exported")

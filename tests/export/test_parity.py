@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.build import build_embedding
+from ctrkit.builders.networks import build_embedding
 from ctrkit.bundle import MODEL, WEIGHTS
 from ctrkit.config import EmbeddingConfig
 from ctrkit.data.batch import Batch

@@ -33,7 +33,7 @@ def two_tables(**settings: Any) -> Embedding:
             TableConfig("item", 10, 3, ("recent", "item"), lists=("recent",), pooling="mean"),
             TableConfig("tags", 8, 2, ("tags",), lists=("tags",), pooling="sum"),
         ],
-        num_dense=2,
+        dense=2,
         init_std=1.0,
         **settings,
     )
@@ -161,7 +161,7 @@ def test_torchrec_has_the_same_tables_in_the_same_memory() -> None:
 
 
 def test_dense_features_alone() -> None:
-    tables = Embedding([], num_dense=2)
+    tables = Embedding([], dense=2)
     batch = of({}, dense=[[1.0, 2.0], [3.0, 4.0]])
     assert tables.out_features == 2
     assert torch.equal(tables(batch), batch.dense_BD)

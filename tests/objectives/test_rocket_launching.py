@@ -7,16 +7,17 @@ from torch import Tensor
 from ctrkit.data.batch import Batch
 from ctrkit.losses import binary_cross_entropy, logit_mse
 from ctrkit.nn.mlp import MLP
-from ctrkit.objectives.rocket_launching import RocketLaunching, Route
+from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.rocket_launching import Route
 from tests import networks
 
 ROUTES: tuple[Route, ...] = ("none", "paper", "shared")
 
 
-def rocket(route: Route, hint_weight: float = 1.0) -> RocketLaunching:
+def rocket(route: Route, hint_weight: float = 1.0) -> CoTraining:
     tables = networks.embedding()
     light, booster = MLP(tables.out_features, (8,)), MLP(tables.out_features, (16, 8))
-    return RocketLaunching(tables, light, booster, hint_weight=hint_weight, route=route)
+    return networks.rocket(tables, light, booster, hint_weight=hint_weight, route=route)
 
 
 def gradient(loss_B: Tensor, at: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def test_terms_by_hand(route: Route) -> None:
     torch.testing.assert_close(losses["booster"], binary_cross_entropy(logits["booster"], batch.label_B))
 
 
-def table_gradient(loss: Tensor, objective: RocketLaunching) -> Tensor:
+def table_gradient(loss: Tensor, objective: CoTraining) -> Tensor:
     (stack,) = objective.inference_model().embedding.stacks.values()
     (found,) = torch.autograd.grad(loss, stack, retain_graph=True)
     gradient: Tensor = found.to_dense()
@@ -78,7 +79,7 @@ def test_by_the_route_of_the_paper_the_hint_moves_the_tables_through_the_light_t
     torch.testing.assert_close(table_gradient(objective.losses(batch)["hint"].sum(), objective), expected)
 
 
-def hint_step(objective: RocketLaunching, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def hint_step(objective: CoTraining, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Logits before and after a small step down the hint alone."""
     before = objective.logits(batch)
     torch.autograd.backward(objective.losses(batch)["hint"].mean())

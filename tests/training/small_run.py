@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ctrkit.build import build_optimizers
-from ctrkit.config import TrainConfig
+from ctrkit.builders.optimizers import build_optimizers
+from ctrkit.config_models import TrainConfig
 from ctrkit.data.columns import LABEL, WEIGHT
 from ctrkit.data.loader import Loader
 from ctrkit.metrics.report import Report
@@ -18,7 +18,6 @@ from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
-from ctrkit.objectives.rocket_launching import RocketLaunching
 from ctrkit.schema import Schema
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
@@ -76,7 +75,7 @@ def rocket(seed: int = 0, *, dropout: float = 0.3) -> Objective:
     """A small rocket."""
     tables = networks.embedding(seed=seed)
     light = MLP(tables.out_features, (6,), dropout=dropout)
-    return RocketLaunching(tables, light, MLP(tables.out_features, (8, 6), dropout=dropout, batch_norm=True))
+    return networks.rocket(tables, light, MLP(tables.out_features, (8, 6), dropout=dropout, batch_norm=True))
 
 
 def pointwise(seed: int = 0) -> Objective:

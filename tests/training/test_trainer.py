@@ -120,7 +120,7 @@ def test_losses_are_means_since_the_last_evaluation(log: Path, tmp_path: Path) -
     seen: list[float] = []
     losses = run.objective.losses
 
-    def watched(batch: Any) -> dict[str, torch.Tensor]:
+    def watched(batch: Any, step: int = 0, turn: int = 0) -> dict[str, torch.Tensor]:
         found = losses(batch)
         seen.append(found["label"].mean().item())
         return found
@@ -522,7 +522,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(log: Path, tmp_path: Path) 
     losses = run.objective.losses
     before = {name: tensor.clone() for name, tensor in run.objective.state_dict().items()}
 
-    def cusp(batch: Any) -> dict[str, torch.Tensor]:
+    def cusp(batch: Any, step: int = 0, turn: int = 0) -> dict[str, torch.Tensor]:
         # finite, but its slope is not: the root of zero
         return {name: (loss_B - loss_B.detach()).abs().sqrt() for name, loss_B in losses(batch).items()}
 
@@ -593,7 +593,7 @@ def test_the_objective_trains_in_training_mode_after_an_evaluation(log: Path, tm
     train, modes = small_run.loader(log), list[bool]()
     run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=2)
     losses = run.objective.losses
-    run.objective.losses = lambda batch: modes.append(run.objective.training) or losses(batch)  # type: ignore
+    run.objective.losses = lambda batch, *_: modes.append(run.objective.training) or losses(batch)  # type: ignore
     run.fit(train, small_run.mean_logit(log))
     assert modes == [True] * 12
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.build import build_embedding
+from ctrkit.builders.networks import build_embedding
 from ctrkit.config import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Table, Vocabulary
@@ -22,12 +22,12 @@ from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
-from ctrkit.objectives.rocket_launching import RocketLaunching
 from ctrkit.raw_values import RawType, typed_array
 from ctrkit.schema import Schema
 from ctrkit.training import checkpoints, state
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.warm_start import Source, TableStart, start_identity, tower_inputs, warm_start
+from tests import networks
 
 FEATURES: dict[str, dict[str, Any]] = {
     "user": {"side": "user"},
@@ -96,7 +96,7 @@ def objective(
     if role == "tower":
         built = Pointwise(Network(embedding, mlp(hidden)))
     else:
-        built = RocketLaunching(embedding, mlp(hidden), mlp((8, 6)))
+        built = networks.rocket(embedding, mlp(hidden), mlp((8, 6)))
     with torch.no_grad():
         for name, value in built.towers.state_dict().items():
             if value.ndim == 1 and "var" not in name:

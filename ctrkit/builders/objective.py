@@ -1,0 +1,185 @@
+"""The objective of a model, from a recipe's values."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from ctrkit.builders.networks import Networks
+from ctrkit.config import Recipe
+from ctrkit.config_models import (
+    CoTrainingConfig,
+    DistillationConfig,
+    EnsembleConfig,
+    HintConfig,
+    LayerHintConfig,
+    MutualLearningConfig,
+    PointwiseConfig,
+    RocketLaunchingConfig,
+)
+from ctrkit.errors import UserError
+from ctrkit.nn.mlp import MLP
+from ctrkit.nn.network import Network
+from ctrkit.nn.tower import Tower
+from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.distillation import STUDENT, distillation
+from ctrkit.objectives.hint import Hint, LayerHint, Lesson
+from ctrkit.objectives.mutual_learning import mutual_learning
+from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.pointwise import Pointwise
+from ctrkit.objectives.rocket_launching import LIGHT, rocket_launching
+
+
+def build_objective(
+    recipe: Recipe,
+    model: str,
+    num_rows: Mapping[str, int],
+    *,
+    frozen: Mapping[str, Network] | None = None,
+    sharded: bool = False,
+) -> Objective:
+    """The objective of one model, initialised from its seed.
+
+    Args:
+        recipe: names towers, embedding and objective.
+        model: key of [models].
+        num_rows: rows of each embedding table, as the encoding has them.
+        frozen: trained networks that teach it, by the names of `Recipe.frozen_teachers`.
+        sharded: the tables are to be held by several processes (`ctrkit.training.sharding`).
+
+    Raises:
+        UserError: layers that are to be shared, or hinted at, do not fit each other.
+    """
+    torch.manual_seed(recipe.train_config(model).seed)
+    networks = Networks(recipe, num_rows, sharded=sharded)
+    config = recipe.models[model]
+    try:
+        match config:
+            case PointwiseConfig():
+                return Pointwise(networks.network(config.tower), label_smoothing=config.label_smoothing)
+            case RocketLaunchingConfig():
+                teachers = recipe.teachers(config.teachers)
+                return _rocket(config, networks, frozen or {}, teachers)
+            case DistillationConfig():
+                return _distillation(config, networks, frozen or {}, recipe.teachers(config.teachers))
+            case MutualLearningConfig():
+                return _mutual(config, networks)
+            case CoTrainingConfig():
+                return _co_training(config, networks, frozen or {}, recipe.teachers)
+            case EnsembleConfig():
+                members = zip(config.roles, config.members, strict=True)
+                return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
+    except ValueError as error:
+        raise UserError(f"model '{model}': {error}") from error
+
+
+def _rocket(
+    config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
+    light = networks.network(config.light)
+    boosters = {
+        role: networks.network(tower, own_tables=config.share == "none")
+        for role, tower in zip(config.roles[1:], config.boosters, strict=True)
+    }
+    first = config.roles[1]
+    for light_layer, booster_layer in config.shared_layers:
+        _share_layer(light.tower, light_layer, boosters[first].tower, booster_layer)
+    lessons = [Lesson(LIGHT, tuple(teachers), _hint(config.teacher_hint), "mean")] if teachers else []
+    return rocket_launching(
+        light,
+        boosters,
+        hint=_hint(config.hint),
+        route=config.route,
+        layer_hints=[_layer_hint(LIGHT, hint, first) for hint in config.layer_hints],
+        frozen=frozen,
+        lessons=lessons,
+        auxiliary=config.auxiliary_head,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _share_layer(light: Tower, light_layer: int, booster: Tower, booster_layer: int) -> None:
+    """Make a linear layer of one tower the other's too."""
+    if not isinstance(light, MLP) or not isinstance(booster, MLP):
+        raise ValueError("shared_layers: both towers must be of kind mlp")
+    pairs = ((light, light_layer, "light"), (booster, booster_layer, "booster"))
+    for tower, layer, name in pairs:
+        if layer >= len(tower.hidden_widths):
+            raise ValueError(f"shared_layers: {name} has no hidden layer {layer}, it has {len(tower.hidden_widths)}")
+    of_light, of_booster = (tower.linears[layer] for tower, layer, _ in pairs)
+    if of_light.weight.shape != of_booster.weight.shape:
+        raise ValueError(
+            f"shared_layers: light's layer {light_layer} is {of_light.in_features} x {of_light.out_features}, the "
+            f"booster's {booster_layer} {of_booster.in_features} x {of_booster.out_features}; give them the same widths"
+        )
+    place = [module is of_light for module in light.layers.children()].index(True)
+    light.layers[place] = of_booster
+
+
+def _distillation(
+    config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
+    return distillation(
+        networks.network(config.student),
+        teachers,
+        frozen=frozen,
+        hint=_hint(config.hint),
+        label_weight=config.label_weight,
+        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen), "")) for hint in config.layer_hints],
+        auxiliary=config.auxiliary_head,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _mutual(config: MutualLearningConfig, networks: Networks) -> Objective:
+    own = config.share == "none"
+    return mutual_learning(
+        {
+            role: networks.network(tower, own_tables=own and index > 0)
+            for index, (role, tower) in enumerate(zip(config.roles, config.peers, strict=True))
+        },
+        hint=_hint(config.hint),
+        average=config.average,
+        in_turn=config.updates == "in_turn",
+        shipped=config.shipped,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _co_training(
+    config: CoTrainingConfig,
+    networks: Networks,
+    frozen: Mapping[str, Network],
+    teachers: Callable[[Sequence[str]], tuple[str, ...]],
+) -> Objective:
+    return CoTraining(
+        {
+            role: networks.network(tower, own_tables=role in config.own_tables)
+            for role, tower in config.networks.items()
+        },
+        [
+            Lesson(
+                lesson.student,
+                teachers(lesson.teachers),
+                _hint(lesson.hint),
+                lesson.average,
+                lesson.blocked,
+                lesson.auxiliary_head,
+            )
+            for lesson in config.lessons
+        ],
+        frozen=frozen,
+        label_weight=config.label_weight,
+        label_smoothing=config.label_smoothing,
+        gradient_to_shared=config.gradient_to_shared,
+        in_turn=config.updates == "in_turn",
+        shipped=config.shipped,
+    )
+
+
+def _hint(config: HintConfig) -> Hint:
+    return Hint(**config.model_dump())
+
+
+def _layer_hint(student: str, config: LayerHintConfig, teacher: str) -> LayerHint:
+    teacher = config.teacher or teacher
+    return LayerHint(student, config.layer, teacher, config.teacher_layer, config.loss, config.weight)

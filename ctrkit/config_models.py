@@ -1,0 +1,328 @@
+"""Recipes: [train] and [models.NAME], a model for each learning method."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ctrkit.config_data import Count, Seed, Strict
+
+
+class TrainConfig(Strict):
+    """The training loop. `[models.NAME.train]` overrides any of it for one model."""
+
+    epochs: Count = 2
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1024
+    seed: Seed = 0
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad"] = "adam"
+    table_lr: Annotated[float, Field(gt=0)] = 1e-3
+    table_l2: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the tables' L2 penalty (`ctrkit.training.table_optimizer`)."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    clip_norm: Annotated[float, Field(ge=0)] = 10.0
+    """Largest gradient norm of the towers; 0 leaves it as it is."""
+    monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
+    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
+    patience: Count = 2
+    """Evaluations without improvement before training stops."""
+    evaluations_per_epoch: Count = 1
+    shuffle_rows: Count = 1_000_000
+    """Rows of the shuffle buffer."""
+    order: Literal["random", "log"] = "random"
+    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, its newest rows come last."""
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
+    shards: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Parts that every buffer is dealt in: as many processes as divide it train on the same batches."""
+    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the impressions without a click that are trained on, their weight divided by it; batches get smaller."""
+    label_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training part's labels that is used, the same ones in every epoch: the others count as unknown."""
+    skip_unreadable: bool = False
+    """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1
+    """Newest checkpoints that stay, beside the best one."""
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
+    """Directory of another run: start from the best weights of its model of the same name."""
+    tensorboard: bool = False
+
+
+class _Model(Strict):
+    train: TrainConfig = TrainConfig()
+    """Keys of [train] that this model overrides: those that are set."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Names of its networks' towers, in the order of `roles`."""
+        raise NotImplementedError
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles of its networks, as `Objective.networks` has them."""
+        raise NotImplementedError
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Those of `roles` that may ship."""
+        return self.roles[:1]
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Networks of models above, or columns of the log, that teach it."""
+        return ()
+
+
+class HintConfig(Strict):
+    """What a student is told of its teacher's prediction: see `ctrkit.objectives.hint.Hint`."""
+
+    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    gradient_share: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _temperature(self) -> Self:
+        if self.temperature != 1 and self.loss != "kl":
+            raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
+        return self
+
+
+class LayerHintConfig(Strict):
+    """A loss between two hidden layers, counted from 0, the lowest."""
+
+    layer: Annotated[int, Field(ge=0)]
+    teacher_layer: Annotated[int, Field(ge=0)]
+    teacher: str | None = None
+    """A booster's role, or one of `teachers`; the first if not given."""
+    loss: Literal["mse", "cosine", "attention"] = "mse"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class PointwiseConfig(_Model):
+    """One tower by itself."""
+
+    objective: Literal["pointwise"]
+    tower: str
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Its tower."""
+        return (self.tower,)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The only one."""
+        return ("",)
+
+
+class RocketLaunchingConfig(_Model):
+    """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
+
+    objective: Literal["rocket_launching"]
+    light: str
+    booster: str | Annotated[list[str], Field(min_length=1, max_length=100)]
+    """One tower or several, whose mean teaches."""
+    hint: HintConfig = HintConfig()
+    route: Literal["none", "paper", "shared"] | Annotated[float, Field(ge=0, le=1)] = "shared"
+    """Gradient route; a number is the share of the light tower's gradient that reaches what is shared."""
+    share: Literal["embeddings", "none"] = "embeddings"
+    shared_layers: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list
+    )
+    """Pairs (light's layer, booster's layer), from 0, that are one layer: [[0, 0]] shares the bottom, pairs of the
+    lowest layers of each group of layers the intervals (figure 3). Norms stay private."""
+    layer_hints: list[LayerHintConfig] = Field(default_factory=list)
+    teachers: list[str] = Field(default_factory=list)
+    """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
+    teacher_hint: HintConfig = HintConfig(loss="kl")
+    auxiliary_head: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def boosters(self) -> tuple[str, ...]:
+        """Towers of the boosters."""
+        return (self.booster,) if isinstance(self.booster, str) else tuple(self.booster)
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Light's and the boosters'."""
+        return (self.light, *self.boosters)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """light and booster, or light and booster0, booster1, ..."""
+        count = len(self.boosters)
+        return ("light", *(("booster",) if count == 1 else (f"booster{i}" for i in range(count))))
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Its frozen teachers."""
+        return tuple(self.teachers)
+
+
+class DistillationConfig(_Model):
+    """A light tower that learns from trained models: `ctrkit.objectives.distillation`."""
+
+    objective: Literal["distillation"]
+    student: str
+    teachers: Annotated[list[str], Field(min_length=1, max_length=100)]
+    """Networks of models above, or columns of the log; of several, their mean teaches."""
+    hint: HintConfig = HintConfig(loss="kl")
+    label_weight: Annotated[float, Field(ge=0)] = 1.0
+    layer_hints: list[LayerHintConfig] = Field(default_factory=list)
+    auxiliary_head: bool = False
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The student's."""
+        return (self.student,)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The only one."""
+        return ("",)
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Its teachers."""
+        return tuple(self.teachers)
+
+
+class MutualLearningConfig(_Model):
+    """Towers that teach each other (Zhang et al., CVPR 2018): `ctrkit.objectives.mutual_learning`."""
+
+    objective: Literal["mutual_learning"]
+    peers: Annotated[list[str], Field(min_length=2, max_length=100)]
+    """Their towers; one may stand there several times."""
+    hint: HintConfig = HintConfig(loss="kl")
+    share: Literal["embeddings", "none"] = "none"
+    average: Literal["each", "mean"] = "each"
+    """each: DML; mean: DML_e."""
+    updates: Literal["together", "in_turn"] = "together"
+    serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
+    """Which peer ships: the best on the validation part, or the one of that number."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The peers'."""
+        return tuple(self.peers)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """peer0, peer1, ..."""
+        return tuple(f"peer{i}" for i in range(len(self.peers)))
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """All, or the one chosen."""
+        return self.roles if self.serve == "best" else (self.roles[self.serve],)
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if self.serve != "best" and self.serve >= len(self.peers):
+            raise ValueError(f"serve = {self.serve}, but there are {len(self.peers)} peers, counted from 0")
+        return self
+
+
+class EnsembleConfig(_Model):
+    """Towers that are trained beside each other, with tables of their own and no word between them: what teaches."""
+
+    objective: Literal["ensemble"]
+    members: Annotated[list[str], Field(min_length=2, max_length=100)]
+    """Their towers; one may stand there several times: each member starts from other weights."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The members'."""
+        return tuple(self.members)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """member0, member1, ..."""
+        return tuple(f"member{i}" for i in range(len(self.members)))
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Any of them."""
+        return self.roles
+
+
+class LessonConfig(Strict):
+    """Who hears whose prediction: see `ctrkit.objectives.hint.Lesson`."""
+
+    student: str
+    teachers: Annotated[list[str], Field(min_length=1)]
+    """Roles, networks of models above, or columns of the log."""
+    hint: HintConfig = HintConfig(loss="kl")
+    average: Literal["each", "mean"] = "mean"
+    blocked: bool = True
+    auxiliary_head: bool = False
+
+
+class CoTrainingConfig(_Model):
+    """Any mix of them: `ctrkit.objectives.co_training`."""
+
+    objective: Literal["co_training"]
+    networks: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], str], Field(min_length=1)]
+    """Tower by role; the first ships unless `serve` says otherwise."""
+    lessons: Annotated[list[LessonConfig], Field(min_length=1)]
+    own_tables: list[str] = Field(default_factory=list)
+    """Roles with tables of their own; the others share."""
+    gradient_to_shared: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """By role, where it is not 1."""
+    label_weight: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    updates: Literal["together", "in_turn"] = "together"
+    serve: list[str] = Field(default_factory=list)
+    """Roles of which the best on the validation part ships."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Of `networks`."""
+        return tuple(self.networks.values())
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of `networks`."""
+        return tuple(self.networks)
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """`serve`, or the first."""
+        return tuple(self.serve) or self.roles[:1]
+
+    @property
+    def taught_by(self) -> tuple[str, ...]:
+        """Teachers that are no role."""
+        return tuple(t for lesson in self.lessons for t in lesson.teachers if t not in self.networks)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        named = {"own_tables": self.own_tables, "gradient_to_shared": self.gradient_to_shared}
+        named |= {"label_weight": self.label_weight, "serve": self.serve}
+        named |= {"lessons.student": [lesson.student for lesson in self.lessons]}
+        for key, roles in named.items():
+            for role in roles:
+                if role not in self.networks:
+                    raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
+        return self
+
+
+Model = Annotated[
+    PointwiseConfig
+    | RocketLaunchingConfig
+    | DistillationConfig
+    | MutualLearningConfig
+    | EnsembleConfig
+    | CoTrainingConfig,
+    Field(discriminator="objective"),
+]

@@ -1,0 +1,273 @@
+"""Networks that are trained together and teach each other: what Rocket Launching, distillation and mutual learning are.
+
+A method is a choice of networks (with shared or own tables), of lessons (who hears whose prediction, by which loss) and
+of what a student's gradient may reach: see the functions in `rocket_launching`, `distillation` and `mutual_learning`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.func import functional_call
+
+from ctrkit.data.batch import Batch
+from ctrkit.losses import label_loss, mean_probability
+from ctrkit.nn.embedding import Embedding
+from ctrkit.nn.mlp import single_logit
+from ctrkit.nn.network import Network
+from ctrkit.nn.tower import Lists, Tower, Vectors
+from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
+from ctrkit.objectives.objective import Objective
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a network has made of a batch."""
+
+    hidden: list[Tensor]
+    logit_B: Tensor
+
+
+class CoTraining(Objective):
+    """The label losses of some networks, and lessons between them.
+
+    Losses by name: a network's role is its label loss; `hint` those of the lessons and layer hints, one name a student
+    if there are several.
+
+    Args:
+        networks: that are trained, by role; networks that share an embedding hold the same one.
+        lessons: hints on logits.
+        layer_hints: hints on hidden layers.
+        frozen: trained networks that only teach, by name; neither trained nor saved.
+        label_weight: of a role's label loss, where it is not 1; with 0 it hears its lessons alone.
+        label_smoothing: share of the label that becomes one half.
+        gradient_to_shared: share of a network's gradient that reaches what it shares with others, tables or layers,
+            where it is not 1.
+        in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
+            algorithm 1; else one step for all.
+        shipped: roles that may ship; the first network if not given.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        lessons: Sequence[Lesson] = (),
+        *,
+        layer_hints: Sequence[LayerHint] = (),
+        frozen: Mapping[str, Network] | None = None,
+        label_weight: Mapping[str, float] | None = None,
+        label_smoothing: float = 0.0,
+        gradient_to_shared: Mapping[str, float] | None = None,
+        in_turn: bool = False,
+        shipped: Sequence[str] = (),
+    ) -> None:
+        super().__init__(networks, shipped)
+        self.lessons, self.layer_hints = tuple(lessons), tuple(layer_hints)
+        self.frozen = Frozen(frozen or {})
+        self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
+        self.gradient_to_shared = dict(gradient_to_shared or {})
+        self.turns = len(networks) if in_turn else 1
+        if any(lesson.hint.gradient_share is not None for lesson in self.lessons):
+            self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
+        self._shared_layers = _shared_parameters(networks)
+        for lesson in self.lessons:
+            if lesson.auxiliary:
+                widths = networks[lesson.student].tower.hidden_widths
+                if not widths:
+                    raise ValueError(f"'{lesson.student}' has no hidden layer for an auxiliary head")
+                self.towers[_auxiliary(lesson.student)] = nn.Linear(widths[-1], 1)
+        for index, hint in enumerate(self.layer_hints):
+            widths = self._widths(hint)
+            if widths[0] == widths[1]:
+                continue
+            if hint.loss == "attention":
+                raise ValueError(f"attention transfer takes layers of one width, not {widths[0]} and {widths[1]}")
+            self.towers[f"{hint.student}-projection-{index}"] = nn.Linear(*widths)
+
+    def _widths(self, hint: LayerHint) -> tuple[int, int]:
+        found = []
+        for name, layer in ((hint.student, hint.layer), (hint.teacher, hint.teacher_layer)):
+            network = self.networks().get(name) or self.frozen.network(name)
+            widths = network.tower.hidden_widths
+            if layer >= len(widths):
+                raise ValueError(f"layer hint: '{name}' has {len(widths)} hidden layers, the last is {len(widths) - 1}")
+            found.append(widths[layer])
+        return found[0], found[1]
+
+    # --- forward
+
+    def _trace(self, role: str, read: Mapping[int, Vectors]) -> Traced:
+        """One network, with the share of its gradient that may reach what others share."""
+        network, share = self.networks()[role], self.gradient_to_shared.get(role, 1.0)
+
+        def vectors(embedding: Embedding) -> Vectors:
+            given = read[id(embedding)]
+            if share == 1.0 or not self._is_shared(embedding):
+                return given
+            return Vectors(
+                _scaled(given.x_BX, share),
+                {name: Lists(_scaled(rows.row_NE, share), rows.length_B) for name, rows in given.lists.items()},
+            )
+
+        given = network.vectors(vectors)
+        shared = self._shared_layers[role] if share != 1.0 else ()
+        if not shared:
+            return Traced(*network.tower.trace(given.x_BX, given.lists))
+        held = {f"tower.{name}": _scaled(network.tower.get_parameter(name), share) for name in shared}
+        return Traced(*functional_call(_Traceable(network.tower), held, (given,)))
+
+    def _is_shared(self, embedding: Embedding) -> bool:
+        return sum(embedding in network.embeddings for network in self.networks().values()) > 1
+
+    def _traces(self, batch: Batch, roles: Sequence[str]) -> dict[str, Traced]:
+        embeddings = {id(e): e for role in roles for e in self.networks()[role].embeddings}
+        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
+        return {role: self._trace(role, read) for role in roles}
+
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """All logits, from one look-up an embedding."""
+        return {role: traced.logit_B for role, traced in self._traces(batch, list(self.networks())).items()}
+
+    # --- losses
+
+    def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
+        """Label losses and weighted hints; with `in_turn` those of one network."""
+        roles = list(self.networks())
+        taught = roles if self.turns == 1 else [roles[turn]]
+        traces = self._traces(batch, taught)
+        if len(taught) < len(roles):
+            with torch.no_grad():
+                traces |= self._traces(batch, [role for role in roles if role not in taught])
+        with torch.no_grad():
+            traces |= self.frozen.traces(batch)
+        found: dict[str, Tensor] = {}
+        for role in taught:
+            weight = self.label_weight.get(role, 1.0)
+            if weight:
+                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing)
+                found[role] = loss_B if weight == 1 else weight * loss_B
+        students = {lesson.student for lesson in self.lessons}
+        for index, lesson in enumerate(self.lessons):
+            if lesson.student in taught:
+                name = "hint" if len(students) == 1 else f"hint_{lesson.student}"
+                hint_B = self._hint(index, lesson, traces, batch, step)
+                found[name] = found[name] + hint_B if name in found else hint_B
+        for index, layer_hint in enumerate(self.layer_hints):
+            if layer_hint.student in taught:
+                name = f"layer_hint_{index}"
+                found[name] = self._layer_hint(index, layer_hint, traces)
+        return found
+
+    def _hint(self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int) -> Tensor:
+        student_B = traces[lesson.student].logit_B
+        if lesson.auxiliary:
+            student_B = single_logit(self.towers[_auxiliary(lesson.student)], traces[lesson.student].hidden[-1])
+        teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
+        if lesson.blocked:
+            teachers = [teacher_B.detach() for teacher_B in teachers]
+        if lesson.average == "mean":
+            teachers = [mean_probability(teachers)]
+        weight = lesson.hint.weight_at(step)
+        if lesson.hint.gradient_share is not None:
+            weight *= self._scale(index, lesson, student_B, teachers, batch.label_B, step)
+        return weight * _mean_hint(lesson, student_B, teachers)
+
+    def _scale(
+        self, index: int, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], label_B: Tensor, step: int
+    ) -> float:
+        """What brings the hint to its share of the label loss's gradient; 0 while that is measured."""
+        assert lesson.hint.gradient_share is not None
+        assert isinstance(self.gradient_squares, Tensor)
+        squares = self.gradient_squares[index]
+        if step >= MEASURED_STEPS or not self.training:
+            label, hint = squares.tolist()
+            return float(lesson.hint.gradient_share * (label / hint) ** 0.5) if hint > 0 else 0.0
+        logit_B = student_B.detach().requires_grad_()
+        with torch.enable_grad():
+            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers])
+            losses = (label_loss(logit_B, label_B), hint_B)
+            gradients = [torch.autograd.grad(loss_B.sum(), logit_B)[0] for loss_B in losses]
+        added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(added)
+        squares += added
+        return 0.0
+
+    def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
+        student_BH = traces[hint.student].hidden[hint.layer]
+        teacher_BH = traces[hint.teacher].hidden[hint.teacher_layer].detach()
+        projection = f"{hint.student}-projection-{index}"
+        if projection in self.towers:
+            student_BH = self.towers[projection](student_BH)
+        return hint.weight * LAYER_LOSSES[hint.loss](student_BH, teacher_BH)
+
+
+class Frozen(nn.Module):
+    """Trained networks that only teach: always in evaluation mode, without gradients."""
+
+    def __init__(self, networks: Mapping[str, Network]) -> None:
+        super().__init__()
+        self._names = tuple(networks)
+        self._members = nn.ModuleList(networks.values())
+        self.requires_grad_(False)
+        self.train(False)
+
+    def network(self, name: str) -> Network:
+        """One of them."""
+        found = self._members[self._names.index(name)]
+        assert isinstance(found, Network)
+        return found
+
+    def traces(self, batch: Batch) -> dict[str, Traced]:
+        """What they make of a batch."""
+        members = {name: self.network(name) for name in self._names}
+        embeddings = {id(e): e for network in members.values() for e in network.embeddings}
+        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
+        given = {name: network.vectors(lambda e: read[id(e)]) for name, network in members.items()}
+        return {
+            name: Traced(*network.tower.trace(given[name].x_BX, given[name].lists)) for name, network in members.items()
+        }
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stays as it is."""
+        return super().train(False)
+
+
+class _Traceable(nn.Module):
+    """A tower's `trace` as a `forward`, which is what `functional_call` calls."""
+
+    def __init__(self, tower: Tower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, given: Vectors) -> tuple[list[Tensor], Tensor]:
+        return self.tower.trace(given.x_BX, given.lists)
+
+
+def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
+    """Mean over the teachers; zero where one has nothing to say (a column of the log without a score)."""
+    losses_KB = torch.stack([lesson.hint(student_B, teacher_B.nan_to_num()) for teacher_B in teachers])
+    known_B = ~torch.stack([teacher_B.detach() for teacher_B in teachers]).isnan().any(0)
+    return losses_KB.mean(0) * known_B
+
+
+def _scaled(value: Tensor, share: float) -> Tensor:
+    """The value, with a share of its gradient."""
+    return value.detach() if share == 0 else share * value + (1 - share) * value.detach()
+
+
+def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:
+    """Of each tower the names of its parameters that other towers have too."""
+    holders: dict[int, int] = {}
+    for network in networks.values():
+        for parameter in network.tower.parameters():
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {
+        role: [name for name, parameter in network.tower.named_parameters() if holders[id(parameter)] > 1]
+        for role, network in networks.items()
+    }
+
+
+def _auxiliary(role: str) -> str:
+    return f"{role}-auxiliary"
