@@ -47,7 +47,11 @@ class _Connection(asyncio.Protocol):
             answers.bodies.append(bytes(received[end + 4 :]))
         received.clear()
         self.busy = False
-        self.load.free(self)
+        if b"connection: close" in head:
+            assert self.transport is not None
+            self.transport.close()  # a new one is opened when it is gone
+        else:
+            self.load.free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.busy:
@@ -62,6 +66,7 @@ class _Load:
         self._place, self._requests = place, requests
         self._idle: deque[_Connection] = deque()
         self._late: deque[float] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._count = 0
         self._ending = False
         self._until = 0.0  # of a closed loop
@@ -86,7 +91,9 @@ class _Load:
         if connection in self._idle:
             self._idle.remove(connection)
         if not self._ending:
-            self._reconnecting = asyncio.get_running_loop().create_task(self.connect())
+            task = asyncio.get_running_loop().create_task(self.connect())
+            self._connecting.add(task)  # the loop itself would forget it
+            task.add_done_callback(self._connecting.discard)
 
     def due(self, at: float) -> None:
         if self._idle:
