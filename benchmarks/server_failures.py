@@ -160,7 +160,7 @@ def sigterm(bench: Bench) -> Result:
     for seed in range(rounds):
         with bench.server("--drain-delay", str(drain_s)) as server:
             found: list[Answers] = []
-            load = partial(open_loop, server.place, bench.raw(), rate=200.0, seconds=drain_s / 2, seed=seed)
+            load = partial(open_loop, server.place, bench.raw(), rate=100.0, seconds=drain_s / 2, seed=seed)
             loader = threading.Thread(target=lambda found=found, load=load: found.append(load()))
             loader.start()
             time.sleep(0.5)

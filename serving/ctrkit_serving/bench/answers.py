@@ -23,7 +23,7 @@ class Answers:
     bodies: list[bytes] = field(default_factory=list)
     """Of status 200, if they are kept."""
     lost: int = 0
-    """Requests whose connection ended before their answer."""
+    """Requests whose connection ended before their answer, or that found none in ten seconds."""
     seconds: float = 0.0
 
     def latency(self, status: int = 200, *, from_due: bool = True) -> npt.NDArray[np.float64]:

@@ -133,6 +133,7 @@ class _Load:
         while (self._late or self._busy()) and time.perf_counter() < patience:
             await asyncio.sleep(0.001)
         self._ending = True
+        self.answers.lost += len(self._late)
         for connection in self._idle:
             if connection.transport is not None:
                 connection.transport.close()
