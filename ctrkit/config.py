@@ -181,6 +181,15 @@ class Recipe(Strict):
                     f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
                     f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
                 )
+            if teacher not in above and vars(model).get("unexposed"):
+                raise ValueError(
+                    f"model '{name}': the column '{teacher}' knows nothing of unexposed candidates; set unexposed = 0"
+                )
+            if teacher in self.columns.teachers and (teacher in above or teacher in model.roles):
+                raise ValueError(
+                    f"model '{name}' is taught by '{teacher}', which is a column of columns.teachers and the name of a "
+                    "network; rename one of them"
+                )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:
         """Model and role of each network of the models above one, by the network's name; a model's name ships."""
@@ -196,6 +205,11 @@ class Recipe(Strict):
         """Model and role of each trained network that teaches one, by the name that it is called by."""
         above = self._networks_above(model)
         return {name: above[name] for name in self.teachers(self.models[model].taught_by) if name in above}
+
+    def teacher_columns(self, model: str) -> list[str]:
+        """Columns of the log that teach a model."""
+        frozen = self.frozen_teachers(model)
+        return [name for name in dict.fromkeys(self.teachers(self.models[model].taught_by)) if name not in frozen]
 
     def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names of teachers, an ensemble's replaced by those of its members."""

@@ -143,6 +143,9 @@ class RocketLaunchingConfig(_Model):
     """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
     teacher_hint: HintConfig = HintConfig(loss="kl")
     auxiliary_head: bool = False
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -178,6 +181,9 @@ class DistillationConfig(_Model):
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     auxiliary_head: bool = False
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -207,8 +213,13 @@ class MutualLearningConfig(_Model):
     average: Literal["each", "mean"] = "each"
     """each: DML; mean: DML_e."""
     updates: Literal["together", "in_turn"] = "together"
+    across_processes: bool = False
+    """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
     serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     """Which peer ships: the best on the validation part, or the one of that number."""
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -283,6 +294,9 @@ class CoTrainingConfig(_Model):
     updates: Literal["together", "in_turn"] = "together"
     serve: list[str] = Field(default_factory=list)
     """Roles of which the best on the validation part ships."""
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property

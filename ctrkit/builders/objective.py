@@ -83,17 +83,23 @@ def _rocket(
     first = config.roles[1]
     for light_layer, booster_layer in config.shared_layers:
         _share_layer(light.tower, light_layer, boosters[first].tower, booster_layer)
-    lessons = [Lesson(LIGHT, tuple(teachers), _hint(config.teacher_hint), "mean")] if teachers else []
+    named = {name: f"frozen {name}" for name in frozen}  # model 'booster' may teach beside this model's own booster
+    heard = tuple(named.get(name, name) for name in teachers)
+    lessons = [Lesson(LIGHT, heard, _hint(config.teacher_hint), "mean")] if heard else []
     return rocket_launching(
         light,
         boosters,
         hint=_hint(config.hint),
         route=config.route,
-        layer_hints=[_layer_hint(LIGHT, hint, first) for hint in config.layer_hints],
-        frozen=frozen,
+        layer_hints=[
+            _layer_hint(LIGHT, hint, first, {**named, **{r: r for r in boosters}}) for hint in config.layer_hints
+        ],
+        frozen={named[name]: network for name, network in frozen.items()},
         lessons=lessons,
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -118,15 +124,19 @@ def _share_layer(light: Tower, light_layer: int, booster: Tower, booster_layer: 
 def _distillation(
     config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
 ) -> Objective:
+    if config.layer_hints and not frozen:
+        raise ValueError(f"layer_hints need a network that teaches, but {config.teachers} are columns of the log")
     return distillation(
         networks.network(config.student),
         teachers,
         frozen=frozen,
         hint=_hint(config.hint),
         label_weight=config.label_weight,
-        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen), "")) for hint in config.layer_hints],
+        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen))) for hint in config.layer_hints],
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -142,6 +152,8 @@ def _mutual(config: MutualLearningConfig, networks: Networks) -> Objective:
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -170,6 +182,8 @@ def _co_training(
         frozen=frozen,
         label_weight=config.label_weight,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
         gradient_to_shared=config.gradient_to_shared,
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
@@ -180,6 +194,9 @@ def _hint(config: HintConfig) -> Hint:
     return Hint(**config.model_dump())
 
 
-def _layer_hint(student: str, config: LayerHintConfig, teacher: str) -> LayerHint:
+def _layer_hint(
+    student: str, config: LayerHintConfig, teacher: str, named: Mapping[str, str] | None = None
+) -> LayerHint:
     teacher = config.teacher or teacher
+    teacher = (named or {}).get(teacher, teacher)
     return LayerHint(student, config.layer, teacher, config.teacher_layer, config.loss, config.weight)
