@@ -16,22 +16,23 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.effect_methods import Experiment
+from benchmarks.effect_scores import Row, Scores, picture
 from benchmarks.report import arguments, emit, table
 from ctrkit.config import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
-from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
-from ctrkit.metrics import METRICS, bootstrap_intervals, paired_bootstrap, share_of_gap
-from ctrkit.metrics.bootstrap import Difference, Interval
+from ctrkit.evaluation.plots import draw_differences, save
+from ctrkit.metrics import METRICS
+from ctrkit.request import read_requests
 from ctrkit.run import Run
+from ctrkit.summary import measure_bundles
 
 HERE = Path(__file__).parent / "effect"
 QUICK = ["train.epochs=1", "data.synthetic.rows=60000"]
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune-seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="seeds at once, a thread each")
     parser.add_argument("--tune-only", action="store_true", help="stop before the test part")
+    parser.add_argument("--clock", action="store_true", help="measure 400 ads too; wants a quiet machine")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     options = parser.parse_args(argv)
     try:
@@ -59,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = Bench(experiment, place, options).result()
     except UserError as error:
         raise SystemExit(str(error)) from error
-    if result is not None:
-        emit({"benchmark": "effect", "quick": options.quick, "recipe": name, **result}, options.out)
+    if result is None:
+        return
+    if options.out is not None:
+        save(options.out.parent, f"{options.out.stem}_gains", draw_differences, picture(result))
+    emit({"benchmark": "effect", "quick": options.quick, "recipe": name, **result}, options.out)
 
 
 Task = tuple[list[tuple[str, int]], int]
@@ -75,6 +80,7 @@ class Bench:
         self.seeds = list(range(min(2, options.seeds) if options.quick else options.seeds))
         self.tune_seeds = self.seeds[: options.tune_seeds]
         self.tune_only: bool = options.tune_only
+        self.clock: bool = options.clock
         self.tuning: dict[str, list[dict[str, Any]]] = {}
         self._sign = 1  # of the monitored metric, -1 where less is better
 
@@ -94,7 +100,18 @@ class Bench:
             return None
         chosen = list(self.experiment.chosen.items())
         trained = self._run([(chosen, seed) for seed in self.seeds], evaluate=True)
-        return {"rows": rows, "seeds": self.seeds, **self._report(trained)}
+        found = {"rows": rows, "seeds": self.seeds, "baseline": self.experiment.baseline, **self._report(trained)}
+        return {**found, "milliseconds": self._clock()} if self.clock else found
+
+    def _clock(self) -> dict[str, dict[str, Any]]:
+        """What 400 ads cost: light and booster in one run, one thread, from raw values to probabilities."""
+        run = open_run(self.experiment, list(self.experiment.chosen.items()), self.seeds[0], self.place)
+        bundles = {"light": run.bundle.directory}
+        if run.booster_bundle is not None:
+            bundles["booster"] = run.booster_bundle.directory
+        found = measure_bundles(bundles, list(islice(read_requests(run.log.requests), 200)), ads=400)
+        table(["network", "p50 ms", "p99 ms"], [[name, each["p50"], each["p99"]] for name, each in found.items()])
+        return found
 
     def _tune(self, method: str) -> None:
         """Train a method's trials and choose."""
@@ -136,8 +153,8 @@ class Bench:
                 if network == model or network.startswith(f"{model}_")
             ]
             seconds = round(statistics.mean(result["seconds"] for result in results), 1)
-            of_roles = {role: _Row(scores, trained, model, [role] * len(ships)) for role in roles}
-            shipped = of_roles[""] if roles == [""] else _Row(scores, trained, model, ships)
+            of_roles = {role: Row(scores, trained, model, [role] * len(ships)) for role in roles}
+            shipped = of_roles[""] if roles == [""] else Row(scores, trained, model, ships)
             methods[method] = {
                 "ships": ships,
                 "shipped": shipped.as_dict(),
@@ -149,7 +166,14 @@ class Bench:
             rows += [[f"  {role}", *row.cells(), "", ""] for role, row in of_roles.items() if role]
         print("test part; intervals of 95 % over users and seeds")
         table(["network", "mult.", "GAUC", f"difference to {experiment.baseline}", "validation", "s to train"], rows)
-        return {"methods": methods, **self._headline(methods, scores), "tuning": self.tuning, **self._settings()}
+        users = scores.against_baseline([experiment.model(experiment.baseline)] * len(self.seeds)).users
+        return {
+            "users": users,
+            "methods": methods,
+            **self._headline(methods, scores),
+            "tuning": self.tuning,
+            **self._settings(),
+        }
 
     def _headline(self, methods: dict[str, Any], scores: "Scores") -> dict[str, Any]:
         """Gains of the default and of the method of the light tower's cost that validation likes best."""
@@ -181,61 +205,6 @@ class Bench:
         return {"recipe_settings": content, "tune_seeds": self.tune_seeds}
 
 
-class Scores:
-    """The test part's scores of networks, by seed, and what they are worth."""
-
-    def __init__(self, place: Path, seeds: Sequence[int], baseline: str) -> None:
-        self.place, self.seeds = place, seeds
-        self._log = Impressions.read(str(self._path(baseline, seeds[0])), Columns())
-        self._baseline = self._of([baseline] * len(seeds))
-
-    def _path(self, network: str, seed: int) -> Path:
-        return self.place / f"seed{seed}" / "predictions" / "test" / f"{network}.parquet"
-
-    def _of(self, networks: Sequence[str]) -> NDArray[np.float64]:
-        paths = tuple(str(self._path(network, seed)) for network, seed in zip(networks, self.seeds, strict=True))
-        return self._log.scores(ModelRuns(networks[0], paths))
-
-    def interval(self, networks: Sequence[str]) -> Interval:
-        """GAUC of a network a seed."""
-        return bootstrap_intervals(self._log.label, self._of(networks), self._log.user, metrics=["gauc"])["gauc"]
-
-    def against_baseline(self, networks: Sequence[str]) -> Difference:
-        """Its GAUC less the baseline's."""
-        log = self._log
-        return paired_bootstrap(log.label, self._baseline, self._of(networks), log.user, metrics=["gauc"])["gauc"]
-
-    def share_of_gap(self, networks: Sequence[str], boosters: Sequence[str]) -> dict[str, float | None] | None:
-        """How much of the gap between baseline and booster it closes; None where there is none."""
-        log = self._log
-        found = share_of_gap(log.label, self._baseline, self._of(networks), self._of(boosters), log.user)
-        return None if found is None else _interval(found.value, found.low, found.high)
-
-
-class _Row:
-    """One line of the table: a network of a model, perhaps another one for each seed."""
-
-    def __init__(self, scores: Scores, trained: Sequence[dict[str, Any]], model: str, roles: Sequence[str]) -> None:
-        networks = [network_name(model, role) for role in roles]
-        self._own, self._against = scores.interval(networks), scores.against_baseline(networks)
-        self._runs = [each["networks"][network] for each, network in zip(trained, networks, strict=True)]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        own, against = self._own, self._against
-        return {
-            "gauc": _interval(own.value, own.low, own.high),
-            "gain": _interval(against.difference, against.low, against.high),
-            "p_value": against.p_value,
-            "multiplications": self._runs[0]["multiplications"],
-            "runs": self._runs,
-        }
-
-    def cells(self) -> list[str]:
-        """For the table."""
-        return [f"{self._runs[0]['multiplications']:,}", _spread(self._own), _gain(self._against)]
-
-
 def open_run(experiment: Experiment, models: Sequence[tuple[str, int]], seed: int, place: Path) -> Run:
     """The run of some trials with one seed."""
     recipe = experiment.build(models, seed)
@@ -258,18 +227,6 @@ def _say(seed: int, line: str) -> None:
 
 def _shown(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
-
-
-def _interval(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
-    return {"value": value, "low": low, "high": high}
-
-
-def _spread(found: Interval) -> str:
-    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-
-
-def _gain(found: Difference) -> str:
-    return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 if __name__ == "__main__":

@@ -75,10 +75,13 @@ def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
 def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
     recipe = small_recipe.write(tmp_path)
     (tmp_path / "methods.toml").write_text(METHODS)
-    arguments = [str(recipe), "--methods", str(tmp_path / "methods.toml"), "--seeds", "2", "--runs", str(tmp_path)]
+    arguments = [str(recipe), "--methods", str(tmp_path / "methods.toml"), "--seeds", "2", "--clock"]
+    arguments += ["--runs", str(tmp_path)]
     effect.main([*arguments, "--out", str(tmp_path / "effect.json")])
     found = json.loads((tmp_path / "effect.json").read_text())
     assert found["seeds"] == [0, 1]
+    assert (tmp_path / "effect_gains.svg").read_text().count("taught") > 0
+    assert found["milliseconds"].keys() == {"light", "booster"}
     for method, trials in found["tuning"].items():
         seen = [json.loads((tmp_path / f"small-effect/seed0/models/{method}.{i}/result.json").read_text())["best"]
                 for i in range(len(trials))]  # fmt: skip
