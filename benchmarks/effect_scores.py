@@ -70,9 +70,7 @@ class Row:
 
 def picture(result: Mapping[str, Any]) -> dict[str, Any]:
     """The gains of what ships, as `draw_differences` takes them."""
-    gains = [
-        (method, of["shipped"]["gain"]) for method, of in result["methods"].items() if method != result["baseline"]
-    ]
+    gains = {name: of["shipped"]["gain"] for name, of in result["methods"].items() if name != result["baseline"]}
     variants = [
         {
             "name": method,
