@@ -71,6 +71,11 @@ class _Model(Strict):
         return self.roles[:1]
 
     @property
+    def shipped_parts(self) -> tuple[str, ...]:
+        """Roles that what may ship consists of."""
+        return tuple(part for role in self.shipped for part in (self.roles if role == "mean" else (role,)))
+
+    @property
     def taught_by(self) -> tuple[str, ...]:
         """Networks of models above, or columns of the log, that teach it."""
         return ()
@@ -215,8 +220,8 @@ class MutualLearningConfig(_Model):
     updates: Literal["together", "in_turn"] = "together"
     across_processes: bool = False
     """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
-    serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
-    """Which peer ships: the best on the validation part, or the one of that number."""
+    serve: Literal["best", "mean"] | Annotated[int, Field(ge=0)] = "best"
+    """What ships: the best peer on validation, the mean of all, at the cost of all, or the peer of that number."""
     unexposed: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
     impression beside the ad of another one of its batch."""
@@ -234,12 +239,18 @@ class MutualLearningConfig(_Model):
 
     @property
     def shipped(self) -> tuple[str, ...]:
-        """All, or the one chosen."""
-        return self.roles if self.serve == "best" else (self.roles[self.serve],)
+        """All, their mean, or the one chosen."""
+        match self.serve:
+            case "best":
+                return self.roles
+            case "mean":
+                return ("mean",)
+            case number:
+                return (self.roles[number],)
 
     @model_validator(mode="after")
     def _served(self) -> Self:
-        if self.serve != "best" and self.serve >= len(self.peers):
+        if isinstance(self.serve, int) and self.serve >= len(self.peers):
             raise ValueError(f"serve = {self.serve}, but there are {len(self.peers)} peers, counted from 0")
         return self
 
@@ -250,6 +261,8 @@ class EnsembleConfig(_Model):
     objective: Literal["ensemble"]
     members: Annotated[list[str], Field(min_length=2, max_length=100)]
     """Their towers; one may stand there several times: each member starts from other weights."""
+    serve: Literal["best", "mean"] = "best"
+    """What ships, if it does: the best member on the validation part, or the mean of all."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -263,8 +276,8 @@ class EnsembleConfig(_Model):
 
     @property
     def shipped(self) -> tuple[str, ...]:
-        """Any of them."""
-        return self.roles
+        """Any of them, or their mean."""
+        return self.roles if self.serve == "best" else ("mean",)
 
 
 class LessonConfig(Strict):

@@ -218,7 +218,7 @@ class Run:
             objective = self.trained(model).to(device)
             for role, probability in predict(objective, self._loader("test"), device).items():
                 name = network_name(model, role)
-                multiplications = objective.networks()[role].multiplications
+                multiplications = objective.network(role).multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
                 held_out.save(predictions / f"{name}.parquet", probability)
         if held_out.oracle is not None:
@@ -267,7 +267,7 @@ class Run:
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
         bundle = export_bundle(
-            objective.networks()[role],
+            objective.network(role),
             self.log.encoding.serving(),
             place,
             name=name,

@@ -19,7 +19,7 @@ from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Lists, Tower, Vectors
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
-from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.objective import MEAN, Objective
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CoTraining(Objective):
         unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
-        shipped: roles that may ship; the first network if not given.
+        shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class CoTraining(Objective):
         self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
         self.gradient_to_shared = dict(gradient_to_shared or {})
         self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
+        self.mean_of = tuple(networks) if MEAN in shipped else ()
         self.turns = len(networks) if in_turn else 1
         self._held: str | None = None
         self._exchange: Callable[[Tensor], list[Tensor]] = lambda logit_B: [logit_B]
