@@ -113,7 +113,7 @@ def network(kind: str, seed: int = 0) -> Network:
             if "running_var" in name or ("weight" in name and value.dim() == 1):  # batch norm's, PReLU's
                 value.uniform_(0.5, 1.5)
             elif value.is_floating_point():
-                value.normal_(0.0, 0.3 if value.dim() < 2 else 1.5 * value.shape[-1] ** -0.5)
+                value.normal_(0.0, 0.3 if value.dim() < 2 else value.shape[-1] ** -0.5)
     return made.eval()
 
 
