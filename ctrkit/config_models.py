@@ -98,6 +98,12 @@ class HintConfig(Strict):
         return self
 
 
+class KlHintConfig(HintConfig):
+    """A hint that is the KL divergence unless it says otherwise."""
+
+    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "kl"
+
+
 class LayerHintConfig(Strict):
     """A loss between two hidden layers, counted from 0, the lowest."""
 
@@ -127,7 +133,15 @@ class PointwiseConfig(_Model):
         return ("",)
 
 
-class RocketLaunchingConfig(_Model):
+class _Taught(_Model):
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every label that becomes one half."""
+
+
+class RocketLaunchingConfig(_Taught):
     """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
 
     objective: Literal["rocket_launching"]
@@ -146,12 +160,8 @@ class RocketLaunchingConfig(_Model):
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     teachers: list[str] = Field(default_factory=list)
     """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
-    teacher_hint: HintConfig = HintConfig(loss="kl")
+    teacher_hint: KlHintConfig = KlHintConfig()
     auxiliary_head: bool = False
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def boosters(self) -> tuple[str, ...]:
@@ -175,21 +185,17 @@ class RocketLaunchingConfig(_Model):
         return tuple(self.teachers)
 
 
-class DistillationConfig(_Model):
+class DistillationConfig(_Taught):
     """A light tower that learns from trained models: `ctrkit.objectives.distillation`."""
 
     objective: Literal["distillation"]
     student: str
     teachers: Annotated[list[str], Field(min_length=1, max_length=100)]
     """Networks of models above, or columns of the log; of several, their mean teaches."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     auxiliary_head: bool = False
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -207,13 +213,13 @@ class DistillationConfig(_Model):
         return tuple(self.teachers)
 
 
-class MutualLearningConfig(_Model):
+class MutualLearningConfig(_Taught):
     """Towers that teach each other (Zhang et al., CVPR 2018): `ctrkit.objectives.mutual_learning`."""
 
     objective: Literal["mutual_learning"]
     peers: Annotated[list[str], Field(min_length=2, max_length=100)]
     """Their towers; one may stand there several times."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     share: Literal["embeddings", "none"] = "none"
     average: Literal["each", "mean"] = "each"
     """each: DML; mean: DML_e."""
@@ -222,10 +228,6 @@ class MutualLearningConfig(_Model):
     """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
     serve: Literal["best", "mean"] | Annotated[int, Field(ge=0)] = "best"
     """What ships: the best peer on validation, the mean of all, at the cost of all, or the peer of that number."""
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -286,13 +288,13 @@ class LessonConfig(Strict):
     student: str
     teachers: Annotated[list[str], Field(min_length=1)]
     """Roles, networks of models above, or columns of the log."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     average: Literal["each", "mean"] = "mean"
     blocked: bool = True
     auxiliary_head: bool = False
 
 
-class CoTrainingConfig(_Model):
+class CoTrainingConfig(_Taught):
     """Any mix of them: `ctrkit.objectives.co_training`."""
 
     objective: Literal["co_training"]
@@ -307,10 +309,6 @@ class CoTrainingConfig(_Model):
     updates: Literal["together", "in_turn"] = "together"
     serve: list[str] = Field(default_factory=list)
     """Roles of which the best on the validation part ships."""
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -150,6 +150,16 @@ class Run:
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
 
+    def is_trained(self, model: str) -> bool:
+        """Whether a model lies there as this recipe trains it."""
+        place = self.directory / "models" / model
+        done = read_json(place / "result.json")
+        best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
+        above = [of for of, _ in self.recipe.frozen_teachers(model).values()]
+        if done is None or best is None or not all(self.is_trained(of) for of in above):
+            return False
+        return bool(done.get("fingerprint") == self._model_fingerprint(model))
+
     def _model_fingerprint(self, model: str) -> str:
         recipe = as_dict(self.recipe)
         content = {
