@@ -21,7 +21,7 @@ from typing import Any
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import Recipe, as_dict, network_name
+from ctrkit.config import BEST, Recipe, as_dict, network_name
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
@@ -32,6 +32,7 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
+from ctrkit.metrics.report import METRICS
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
@@ -243,7 +244,23 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The bundle that goes online."""
-        return self._export(self.recipe.export_model, None, self.directory / "bundle")
+        return self._export(self.export_model, None, self.directory / "bundle")
+
+    @cached_property
+    def export_model(self) -> str:
+        """Name of the model that goes online, chosen now if the recipe leaves that to validation."""
+        if self.recipe.export_model != BEST:
+            return self.recipe.export_model
+        results = {model: self.train(model) for model in self.recipe.models if self.recipe.can_ship(model)}
+        networks = self.evaluation["networks"]
+        cost = {m: networks[network_name(m, result["ships"])]["multiplications"] for m, result in results.items()}
+        cheapest = [model for model in results if cost[model] == min(cost.values())]
+        metric = results[cheapest[-1]]["monitor"]
+        rivals = [model for model in cheapest if results[model]["monitor"] == metric]
+        sign = 1 if METRICS[metric] else -1
+        chosen = max(rivals, key=lambda model: sign * float(results[model]["best"]))
+        self.say(f"export: {chosen} is best on validation of {', '.join(rivals)}")
+        return chosen
 
     @cached_property
     def booster_bundle(self) -> Bundle | None:

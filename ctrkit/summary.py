@@ -89,7 +89,7 @@ def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> flo
 
 def cheaper_choice(run: "Run") -> dict[str, Any]:
     """The model that costs no more than the exported one and is better on validation by the same metric, if any."""
-    exported = run.recipe.export_model
+    exported = run.export_model
     results = {model: run.train(model) for model in run.recipe.models}
     metric, networks = results[exported]["monitor"], run.evaluation["networks"]
     sign = 1 if METRICS[metric] else -1

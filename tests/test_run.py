@@ -177,6 +177,19 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert "export.model" not in table(summary | rival | {"better_on_validation": None})
 
 
+@pytest.mark.parametrize(("light", "rocket", "best"), [(0.9, 0.5, "light"), (0.1, 0.5, "rocket")])
+def test_best_ships_what_validation_likes_best_of_what_costs_least(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, rocket: float, best: str
+) -> None:
+    run, _ = opened(copy, "export.model=best")
+    values = {"light": light, "booster": 0.99, "rocket": rocket}  # the booster costs more
+    ships = {"light": "", "booster": "", "rocket": "light"}
+    monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": values[model], "ships": ships[model]})
+    run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
+    assert run.export_model == best
+    assert cheaper_choice(run)["better_on_validation"] is None
+
+
 @pytest.mark.parametrize(("light", "better"), [(0.9, "light"), (0.1, None)])
 def test_a_model_as_cheap_and_better_on_validation_is_named(
     copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, better: str | None
