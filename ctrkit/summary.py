@@ -151,8 +151,8 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append("\nThe rocket's light tower is behind the light tower alone in GAUC.")
     if summary.get("chosen_by_validation"):
         lines.append(
-            f"\n{summary['exported']} goes online: of what costs least to serve, it has the best {summary['monitor']} on "
-            "validation."
+            f"\n{summary['exported']} goes online: of what costs least to serve, it has the best "
+            f"{summary['monitor']} on validation."
         )
     if summary.get("better_on_validation"):
         better, metric = summary["better_on_validation"], summary["monitor"]
