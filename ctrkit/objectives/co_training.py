@@ -227,11 +227,13 @@ class CoTraining(Objective):
         for index, lesson in enumerate(self.lessons):
             if lesson.student in taught:
                 key = self._hint_name(name, lesson.student)
-                hint_B = self._hint(index, lesson, traces, batch, step)
+                hint_B = self._hint(index, lesson, traces, batch, step, shown=name == "hint")
                 found[key] = found[key] + hint_B if key in found else hint_B
         return found
 
-    def _hint(self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int) -> Tensor:
+    def _hint(
+        self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int, *, shown: bool
+    ) -> Tensor:
         """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
@@ -245,10 +247,13 @@ class CoTraining(Objective):
             teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
-            weight *= self._scale(index, lesson, student_B, teachers, known_B, batch.label_B, step)
+            measuring = self.training and step < MEASURED_STEPS
+            if measuring and shown:
+                self._measure(index, lesson, student_B, teachers, known_B, batch.label_B)
+            weight *= 0.0 if measuring else self._scale(index, lesson.hint.gradient_share)
         return weight * _mean_hint(lesson, student_B, teachers) * known_B
 
-    def _scale(
+    def _measure(
         self,
         index: int,
         lesson: Lesson,
@@ -256,25 +261,24 @@ class CoTraining(Objective):
         teachers: Sequence[Tensor],
         known_B: Tensor,
         label_B: Tensor,
-        step: int,
-    ) -> float:
-        """What brings the hint to its share of the label loss's gradient; 0 while that is measured."""
-        assert lesson.hint.gradient_share is not None
+    ) -> None:
+        """Add the squared gradients of label loss and hint with respect to the student's logits."""
         assert isinstance(self.gradient_squares, Tensor)
-        squares = self.gradient_squares[index]
-        if step >= MEASURED_STEPS or not self.training or label_B.isnan().all():
-            label, hint = squares.tolist()
-            return float(lesson.hint.gradient_share * (label / hint) ** 0.5) if hint > 0 else 0.0
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
             hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
             losses = (label_loss(logit_B, label_B), hint_B)
             gradients = [torch.autograd.grad(loss_B.sum(), logit_B)[0] for loss_B in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
-        if distributed.is_available() and distributed.is_initialized():
+        if self._held is None and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(added)
-        squares += added
-        return 0.0
+        self.gradient_squares[index] += added
+
+    def _scale(self, index: int, share: float) -> float:
+        """What brings the hint to its share of the label loss's gradient."""
+        assert isinstance(self.gradient_squares, Tensor)
+        label, hint = self.gradient_squares[index].tolist()
+        return float(share * (label / hint) ** 0.5) if hint > 0 else 0.0
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]

@@ -50,14 +50,18 @@ class PeerRanks:
         """Bring every network, and what its optimizers keep, up to date on every rank, after so many steps."""
         objective = self._objective
         tensors = {**state.weights(objective), **state.optimizer_state(objective, self._optimizers)}
-        index = {id(embedding): i for i, embedding in enumerate(objective.tables())}
+        number = {id(embedding): i for i, embedding in enumerate(objective.tables())}
         for rank, (role, network) in enumerate(objective.networks().items()):
-            prefixes = tuple(f"tables.{index[id(embedding)]}." for embedding in network.embeddings)
+            prefixes = tuple(f"tables.{number[id(embedding)]}." for embedding in network.embeddings)
             prefixes += (f"towers.{role}.", f"towers.{role}-")
             for name, value in tensors.items():
                 if name.startswith(prefixes):
                     assert isinstance(value, Tensor)
                     distributed.broadcast(value, src=rank)
+        measured = dict(objective.named_buffers(recurse=False)).get("gradient_squares")
+        if measured is not None:
+            for row, lesson in zip(measured, objective.lessons, strict=True):
+                distributed.broadcast(row, src=list(objective.networks()).index(lesson.student))
         for optimizer in self._optimizers:
             if isinstance(optimizer, TableOptimizer):
                 for group in optimizer.param_groups:
