@@ -95,6 +95,8 @@ def test_in_turn_only_the_peer_of_the_turn_moves_and_hears_the_others_after_thei
     for found, expected in watched.hints:
         torch.testing.assert_close(found, expected)
     assert run.progress.step == train.num_batches  # a step is a batch, not a turn
+    counted = [optimizer.param_groups[0]["steps"] for optimizer in run.optimizers[1:]]
+    assert counted == [train.num_batches] * 3  # Adam's corrections go by the steps of a peer's own tables
 
 
 def test_in_turn_learns_otherwise_than_together(log: Path, tmp_path: Path) -> None:
