@@ -16,22 +16,23 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.effect_methods import Experiment
+from benchmarks.effect_scores import Row, Scores, picture
 from benchmarks.report import arguments, emit, table
 from ctrkit.config import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
-from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
-from ctrkit.metrics import METRICS, bootstrap_intervals, paired_bootstrap, share_of_gap
-from ctrkit.metrics.bootstrap import Difference, Interval
+from ctrkit.evaluation.plots import draw_differences, save
+from ctrkit.metrics import METRICS
+from ctrkit.request import read_requests
 from ctrkit.run import Run
+from ctrkit.summary import measure_bundles
 
 HERE = Path(__file__).parent / "effect"
 QUICK = ["train.epochs=1", "data.synthetic.rows=60000"]
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune-seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="seeds at once, a thread each")
     parser.add_argument("--tune-only", action="store_true", help="stop before the test part")
+    parser.add_argument("--clock", action="store_true", help="measure 400 ads too; wants a quiet machine")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     options = parser.parse_args(argv)
     try:
@@ -59,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = Bench(experiment, place, options).result()
     except UserError as error:
         raise SystemExit(str(error)) from error
-    if result is not None:
-        emit({"benchmark": "effect", "quick": options.quick, "recipe": name, **result}, options.out)
+    if result is None:
+        return
+    if options.out is not None:
+        save(options.out.parent, f"{options.out.stem}_gains", draw_differences, picture(result))
+    emit({"benchmark": "effect", "quick": options.quick, "recipe": name, **result}, options.out)
 
 
 Task = tuple[list[tuple[str, int]], int]
@@ -75,7 +80,9 @@ class Bench:
         self.seeds = list(range(min(2, options.seeds) if options.quick else options.seeds))
         self.tune_seeds = self.seeds[: options.tune_seeds]
         self.tune_only: bool = options.tune_only
+        self.clock: bool = options.clock
         self.tuning: dict[str, list[dict[str, Any]]] = {}
+        self._sign = 1  # of the monitored metric, -1 where less is better
 
     def result(self) -> dict[str, Any] | None:
         """What the JSON line holds; None before the test part is read."""
@@ -93,7 +100,18 @@ class Bench:
             return None
         chosen = list(self.experiment.chosen.items())
         trained = self._run([(chosen, seed) for seed in self.seeds], evaluate=True)
-        return {"rows": rows, "seeds": self.seeds, **self._report(trained)}
+        found = {"rows": rows, "seeds": self.seeds, "baseline": self.experiment.baseline, **self._report(trained)}
+        return {**found, "milliseconds": self._clock()} if self.clock else found
+
+    def _clock(self) -> dict[str, dict[str, Any]]:
+        """What 400 ads cost: light and booster in one run, one thread, from raw values to probabilities."""
+        run = open_run(self.experiment, list(self.experiment.chosen.items()), self.seeds[0], self.place)
+        bundles = {"light": run.bundle.directory}
+        if run.booster_bundle is not None:
+            bundles["booster"] = run.booster_bundle.directory
+        found = measure_bundles(bundles, list(islice(read_requests(run.log.requests), 200)), ads=400)
+        table(["network", "p50 ms", "p99 ms"], [[name, each["p50"], each["p99"]] for name, each in found.items()])
+        return found
 
     def _tune(self, method: str) -> None:
         """Train a method's trials and choose."""
@@ -108,8 +126,8 @@ class Bench:
                 metric = result["monitor"]
         for trial_found in found:
             trial_found["mean"] = statistics.mean(trial_found["values"])
-        sign = 1 if METRICS[metric] else -1
-        experiment.chosen[method] = max(range(len(trials)), key=lambda trial: sign * found[trial]["mean"])
+        self._sign = 1 if METRICS[metric] else -1
+        experiment.chosen[method] = max(range(len(trials)), key=lambda trial: self._sign * found[trial]["mean"])
         self.tuning[method] = found
 
     def _run(self, tasks: Sequence[Task], *, evaluate: bool) -> list[dict[str, Any]]:
@@ -121,58 +139,63 @@ class Bench:
             return list(pool.map(work, tasks))
 
     def _report(self, trained: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Tables and figures of the networks that ship, and of each role."""
         experiment = self.experiment
-        ships = {m: trained[0]["results"][experiment.model(m)]["ships"] for m in experiment.chosen}
-        scores = Scores(self.place, self.seeds, network_name(experiment.model(experiment.baseline), ""))
+        scores = Scores(self.place, self.seeds, experiment.model(experiment.baseline))
         rows, methods = [], dict[str, Any]()
         for method in experiment.chosen:
             model = experiment.model(method)
-            networks = {
-                network.removeprefix(model).lstrip("_"): network
+            results = [each["results"][model] for each in trained]
+            ships = [result["ships"] for result in results]
+            roles = [
+                network.removeprefix(model).lstrip("_")
                 for network in trained[0]["networks"]
                 if network == model or network.startswith(f"{model}_")
+            ]
+            seconds = round(statistics.mean(result["seconds"] for result in results), 1)
+            of_roles = {role: Row(scores, trained, model, [role] * len(ships)) for role in roles}
+            shipped = of_roles[""] if roles == [""] else Row(scores, trained, model, ships)
+            methods[method] = {
+                "ships": ships,
+                "shipped": shipped.as_dict(),
+                "networks": {role: row.as_dict() for role, row in of_roles.items()},
+                "training_seconds": seconds,
+                "validation": statistics.mean(result["best"] for result in results),
             }
-            for role, network in networks.items():
-                own = scores.interval(network)
-                against = None if method == experiment.baseline else scores.against_baseline(network)
-                cost = trained[0]["networks"][network]["multiplications"]
-                seconds = statistics.mean(each["results"][model]["seconds"] for each in trained)
-                ship = role == ships[method]
-                methods.setdefault(method, {"ships": role, "networks": {}})["networks"][role] = {
-                    "gauc": _interval(own.value, own.low, own.high),
-                    "gain": against and _interval(against.difference, against.low, against.high),
-                    "p_value": against and against.p_value,
-                    "multiplications": cost,
-                    "training_seconds": round(seconds, 1),
-                    "runs": [each["networks"][network] for each in trained],
-                }
-                name = method + (f", {role}" if role else "") + (" (ships)" if ship and role else "")
-                rows.append([name, f"{cost:,}", _spread(own), _gain(against), f"{seconds:.0f}"])
+            rows.append([method, *shipped.cells(), f"{methods[method]['validation']:.4f}", seconds])
+            rows += [[f"  {role}", *row.cells(), "", ""] for role, row in of_roles.items() if role]
         print("test part; intervals of 95 % over users and seeds")
-        table(["network", "mult.", "GAUC", f"difference to {experiment.baseline}", "s to train"], rows)
-        return {"methods": methods, **self._headline(methods, scores, ships), "tuning": self.tuning, **self._settings()}
+        table(["network", "mult.", "GAUC", f"difference to {experiment.baseline}", "validation", "s to train"], rows)
+        users = scores.against_baseline([experiment.model(experiment.baseline)] * len(self.seeds)).users
+        return {
+            "users": users,
+            "methods": methods,
+            **self._headline(methods, scores),
+            "tuning": self.tuning,
+            **self._settings(),
+        }
 
-    def _headline(self, methods: dict[str, Any], scores: "Scores", ships: dict[str, str]) -> dict[str, Any]:
+    def _headline(self, methods: dict[str, Any], scores: "Scores") -> dict[str, Any]:
         """Gains of the default and of the method of the light tower's cost that validation likes best."""
         experiment = self.experiment
-        light = methods[experiment.baseline]["networks"][""]["multiplications"]
-        mean = {m: max(t["mean"] for t in self.tuning[m]) for m in methods}
-        rivals = [
-            m
-            for m in methods
-            if m != experiment.baseline and methods[m]["networks"][ships[m]]["multiplications"] <= light
-        ]
-        best = max(rivals, key=lambda m: mean[m])
-        found: dict[str, Any] = {"best": best, "gain": methods[best]["networks"][ships[best]]["gain"]}
-        closed = None
+        cost = methods[experiment.baseline]["shipped"]["multiplications"]
+        rivals = [m for m in methods if m != experiment.baseline and methods[m]["shipped"]["multiplications"] <= cost]
+        best = max(rivals, key=lambda m: self._sign * methods[m]["validation"])
+        found: dict[str, Any] = {"best": best, "gain": methods[best]["shipped"]["gain"], "gap_closed": None}
         if experiment.default in methods:
-            found |= {"default": experiment.default}
-            found |= {"gain_default": methods[experiment.default]["networks"][ships[experiment.default]]["gain"]}
+            found |= {"default": experiment.default, "gain_default": methods[experiment.default]["shipped"]["gain"]}
         if experiment.gap in methods and experiment.gap is not None:
-            shipped = network_name(experiment.model(best), ships[best])
-            closed = scores.share_of_gap(shipped, network_name(experiment.model(experiment.gap), ""))
-        print(f"best on validation: {best}, gain {found['gain']}; share of the gap closed: {closed}")
-        return {**found, "gap_closed": closed}
+            closed = {
+                method: scores.share_of_gap(
+                    [network_name(experiment.model(method), role) for role in of["ships"]],
+                    [experiment.model(experiment.gap)] * len(self.seeds),
+                )
+                for method, of in methods.items()
+                if method in rivals
+            }
+            found |= {"gap_closed": closed[best], "gap_closed_by_method": closed}
+        print(f"best on validation: {best}, gain {found['gain']}; share of the gap closed: {found['gap_closed']}")
+        return found
 
     def _settings(self) -> dict[str, Any]:
         """What every run was made with."""
@@ -180,37 +203,6 @@ class Bench:
         content = as_dict(recipe)
         content["data"].pop("path", None)
         return {"recipe_settings": content, "tune_seeds": self.tune_seeds}
-
-
-class Scores:
-    """The test part's scores of every network, by seed, and what they are worth."""
-
-    def __init__(self, place: Path, seeds: Sequence[int], baseline: str) -> None:
-        self.place, self.seeds = place, seeds
-        self._log = Impressions.read(str(self._path(baseline, seeds[0])), Columns())
-        self._baseline = self._of(baseline)
-
-    def _path(self, network: str, seed: int) -> Path:
-        return self.place / f"seed{seed}" / "predictions" / "test" / f"{network}.parquet"
-
-    def _of(self, network: str) -> NDArray[np.float64]:
-        paths = tuple(str(self._path(network, seed)) for seed in self.seeds)
-        return self._log.scores(ModelRuns(network, paths))
-
-    def interval(self, network: str) -> Interval:
-        """GAUC of a network."""
-        return bootstrap_intervals(self._log.label, self._of(network), self._log.user, metrics=["gauc"])["gauc"]
-
-    def against_baseline(self, network: str) -> Difference:
-        """Its GAUC less the baseline's."""
-        log = self._log
-        return paired_bootstrap(log.label, self._baseline, self._of(network), log.user, metrics=["gauc"])["gauc"]
-
-    def share_of_gap(self, network: str, booster: str) -> dict[str, float | None] | None:
-        """How much of the gap between baseline and booster a network closes; None where there is none."""
-        log = self._log
-        found = share_of_gap(log.label, self._baseline, self._of(network), self._of(booster), log.user)
-        return None if found is None else _interval(found.value, found.low, found.high)
 
 
 def open_run(experiment: Experiment, models: Sequence[tuple[str, int]], seed: int, place: Path) -> Run:
@@ -235,18 +227,6 @@ def _say(seed: int, line: str) -> None:
 
 def _shown(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "-"
-
-
-def _interval(value: float, low: float | None, high: float | None) -> dict[str, float | None]:
-    return {"value": value, "low": low, "high": high}
-
-
-def _spread(found: Interval) -> str:
-    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
-
-
-def _gain(found: Difference | None) -> str:
-    return "-" if found is None else f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
 if __name__ == "__main__":

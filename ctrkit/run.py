@@ -180,7 +180,7 @@ class Run:
         result = self.train(model)
         return [result["fingerprint"], result["weights"]]
 
-    def _trained(self, model: str) -> Objective:
+    def trained(self, model: str) -> Objective:
         """A model with its best weights, trained now if need be."""
         self.train(model)
         return trained(self.recipe, model, self.log, self.directory / "models" / model, self._teachers(model))
@@ -190,7 +190,7 @@ class Run:
         found: dict[str, Objective] = {}
         teachers = self.recipe.frozen_teachers(model)
         for of, _ in teachers.values():
-            found.setdefault(of, self._trained(of))
+            found.setdefault(of, self.trained(of))
         return {  # by its own name a model teaches through the network that ships, of peers the best
             name: found[of].inference_model() if name == of else found[of].networks()[role]
             for name, (of, role) in teachers.items()
@@ -215,7 +215,7 @@ class Run:
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)
-            objective = self._trained(model).to(device)
+            objective = self.trained(model).to(device)
             for role, probability in predict(objective, self._loader("test"), device).items():
                 name = network_name(model, role)
                 multiplications = objective.networks()[role].multiplications
@@ -261,7 +261,7 @@ class Run:
             if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:
                 self.say(f"export: {place} is up to date")
                 return found
-        objective = self._trained(model)
+        objective = self.trained(model)
         role = objective.inference_role() if role is None else role
         name = network_name(model, role)
         self.say(f"export: {name} -> {place}")

@@ -117,7 +117,7 @@ def result(directory: Path, model: str) -> dict[str, Any]:
 
 
 def objective_of(run: Run, model: str) -> Objective:
-    return run._trained(model)
+    return run.trained(model)
 
 
 # --- privileged features
@@ -327,7 +327,7 @@ def test_a_model_that_teaches_by_its_name_does_so_by_the_network_that_ships(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = opened(copy)
-    shipped = Run._trained
+    shipped = Run.trained
     for role, widths in (("peer0", (8,)), ("peer1", (16, 8))):
 
         def ships(self: Run, model: str, role: str = role) -> Objective:
@@ -337,7 +337,7 @@ def test_a_model_that_teaches_by_its_name_does_so_by_the_network_that_ships(
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "_trained", ships)
+            patch.setattr(Run, "trained", ships)
             assert run._teachers("taught")["peers"].tower.hidden_widths == widths
 
 

@@ -21,6 +21,7 @@ from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints, Found, StoredTensors
+from ctrkit.training.gradient_norms import table_gradient_norms
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.progress import Progress, RunningLosses
 from ctrkit.training.ranks import Ranks
@@ -133,7 +134,7 @@ class Trainer:
                     if self._evaluation_due(train.num_batches):
                         if self.progress.batches == train.num_batches:
                             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
-                        self._evaluate(evaluate, running)
+                        self._evaluate(evaluate, running, batch)
                         self._mark = time.perf_counter()
                         if self._finished():
                             break
@@ -237,7 +238,7 @@ class Trainer:
             + (f"The last good checkpoint is kept: {kept.path}." if kept else "There is no checkpoint yet.")
         )
 
-    def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
+    def _evaluate(self, evaluate: Evaluate, running: RunningLosses, batch: Batch) -> None:
         if self.peers:
             self.peers.gather(self.progress.step)
         else:
@@ -255,6 +256,7 @@ class Trainer:
             "rows": progress.rows,
             "seconds": round(progress.seconds, 3),
             "losses": running.means(),
+            **self._gradient_norms(batch),
             "valid": {role or "model": _brief(report) for role, report in reports.items()},
         }
         running.clear()
@@ -263,6 +265,13 @@ class Trainer:
             progress.best, progress.best_step, progress.best_role = value, progress.step, role
         self._save(best=better)
         self._log(line)
+
+    def _gradient_norms(self, batch: Batch) -> dict[str, Any]:
+        """What each loss does to the tables, where there are several and one process that has them all."""
+        if self.ranks.size > 1 or not len(batch) or batch.weight_B.sum() == 0 or len(self.objective.networks()) == 1:
+            return {}
+        norms = table_gradient_norms(self.objective, batch, self.progress.step)
+        return {"table_gradient_norms": {name: float(f"{norm:.4g}") for name, norm in norms.items()}}
 
     def _average_buffers(self) -> None:
         """Batch norm's statistics, each rank's own until here: what is judged and saved is one network."""
@@ -274,6 +283,8 @@ class Trainer:
         if self.log_scalars is not None:
             for name, value in line["losses"].items():
                 self.log_scalars(f"loss/{name}", value, line["step"])
+            for name, value in line.get("table_gradient_norms", {}).items():
+                self.log_scalars(f"table_gradient_norm/{name}", value, line["step"])
             for role, report in line["valid"].items():
                 for name, value in report.items():
                     if value is not None:
