@@ -82,11 +82,15 @@ class TowerConfig(Strict):
         return self
 
 
+BEST = "best"
+
+
 class ExportConfig(Strict):
     """Which model goes online."""
 
     model: str | None = None
-    """Name of the model; the last one if not given."""
+    """Name of the model; the last one if not given. `best`: of the models that cost least to serve, the one that is
+    best on the validation part."""
     parity_rows: Annotated[int, Field(ge=1, le=10**7)] = 4096
     """Held-out rows on which ONNX Runtime and torch must agree."""
     items: str | None = None
@@ -145,9 +149,13 @@ class Recipe(Strict):
             self._check_roles(name, model)
             for taken in {"oracle", *(f"{name}_{role}" for role in model.roles if role)} & set(self.models):
                 raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
-        if self.export.model is not None and self.export.model not in self.models:
+        if BEST in self.models:
+            raise ValueError(f"a model cannot be called '{BEST}': export.model = \"{BEST}\" chooses one; rename it")
+        if self.export.model not in (None, BEST, *self.models):
             raise ValueError(f"export.model '{self.export.model}' is not in [models]: {sorted(self.models)}")
-        if not self.can_ship(self.export_model):
+        if not any(map(self.can_ship, self.models)):
+            raise ValueError("every model has a tower that sees privileged features; none could go online")
+        if self.export.model != BEST and not self.can_ship(self.export_model):
             raise ValueError(
                 f"model '{self.export_model}' goes online (export.model, else the last one), but its tower sees "
                 "privileged features, which do not exist there"
@@ -166,7 +174,7 @@ class Recipe(Strict):
     def _check_roles(self, name: str, model: Model) -> None:
         """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
         tower_of = dict(zip(model.roles, model.towers, strict=True))
-        for role in model.shipped if not isinstance(model, EnsembleConfig) else ():
+        for role in model.shipped_parts if not isinstance(model, EnsembleConfig) else ():
             if self.towers[tower_of[role]].privileged and len(tower_of) > 1:
                 raise ValueError(
                     f"model '{name}': tower '{tower_of[role]}' sees privileged features, so its network "
@@ -198,7 +206,7 @@ class Recipe(Strict):
             if name == model:
                 return found
             found |= {network_name(name, role): (name, role) for role in config.roles}
-            found[name] = (name, config.shipped[0])
+            found[name] = (name, config.shipped_parts[0])
         return found
 
     def frozen_teachers(self, model: str) -> dict[str, tuple[str, str]]:
@@ -224,7 +232,7 @@ class Recipe(Strict):
         """Whether its network that ships does without privileged features."""
         config = self.models[model]
         tower_of = dict(zip(config.roles, config.towers, strict=True))
-        return not any(self.towers[tower_of[role]].privileged for role in config.shipped)
+        return not any(self.towers[tower_of[role]].privileged for role in config.shipped_parts)
 
     def schema_(self) -> Schema:
         """The schema that [columns] and [features] declare."""
@@ -237,7 +245,7 @@ class Recipe(Strict):
 
     @property
     def export_model(self) -> str:
-        """Name of the model that goes online."""
+        """Name of the model that goes online, or `BEST`."""
         return self.export.model or list(self.models)[-1]
 
 

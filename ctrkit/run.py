@@ -21,7 +21,7 @@ from typing import Any
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import Recipe, as_dict, network_name
+from ctrkit.config import BEST, Recipe, as_dict, network_name
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
@@ -32,6 +32,7 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
+from ctrkit.metrics.report import METRICS
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
@@ -150,6 +151,16 @@ class Run:
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
 
+    def is_trained(self, model: str) -> bool:
+        """Whether a model lies there as this recipe trains it."""
+        place = self.directory / "models" / model
+        done = read_json(place / "result.json")
+        best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
+        above = [of for of, _ in self.recipe.frozen_teachers(model).values()]
+        if done is None or best is None or not all(self.is_trained(of) for of in above):
+            return False
+        return bool(done.get("fingerprint") == self._model_fingerprint(model))
+
     def _model_fingerprint(self, model: str) -> str:
         recipe = as_dict(self.recipe)
         content = {
@@ -218,7 +229,7 @@ class Run:
             objective = self.trained(model).to(device)
             for role, probability in predict(objective, self._loader("test"), device).items():
                 name = network_name(model, role)
-                multiplications = objective.networks()[role].multiplications
+                multiplications = objective.network(role).multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
                 held_out.save(predictions / f"{name}.parquet", probability)
         if held_out.oracle is not None:
@@ -233,7 +244,23 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The bundle that goes online."""
-        return self._export(self.recipe.export_model, None, self.directory / "bundle")
+        return self._export(self.export_model, None, self.directory / "bundle")
+
+    @cached_property
+    def export_model(self) -> str:
+        """Name of the model that goes online, chosen now if the recipe leaves that to validation."""
+        if self.recipe.export_model != BEST:
+            return self.recipe.export_model
+        results = {model: self.train(model) for model in self.recipe.models if self.recipe.can_ship(model)}
+        networks = self.evaluation["networks"]
+        cost = {m: networks[network_name(m, result["ships"])]["multiplications"] for m, result in results.items()}
+        cheapest = [model for model in results if cost[model] == min(cost.values())]
+        metric = results[cheapest[-1]]["monitor"]
+        rivals = [model for model in cheapest if results[model]["monitor"] == metric]
+        sign = 1 if METRICS[metric] else -1
+        chosen = max(rivals, key=lambda model: sign * float(results[model]["best"]))
+        self.say(f"export: {chosen} is best on validation of {', '.join(rivals)}")
+        return chosen
 
     @cached_property
     def booster_bundle(self) -> Bundle | None:
@@ -267,7 +294,7 @@ class Run:
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
         bundle = export_bundle(
-            objective.networks()[role],
+            objective.network(role),
             self.log.encoding.serving(),
             place,
             name=name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config import Recipe, network_name
+from ctrkit.config import BEST, Recipe, network_name
 from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
 from ctrkit.metrics import METRICS
 from ctrkit.request import Request, read_requests
@@ -89,7 +89,7 @@ def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> flo
 
 def cheaper_choice(run: "Run") -> dict[str, Any]:
     """The model that costs no more than the exported one and is better on validation by the same metric, if any."""
-    exported = run.recipe.export_model
+    exported = run.export_model
     results = {model: run.train(model) for model in run.recipe.models}
     metric, networks = results[exported]["monitor"], run.evaluation["networks"]
     sign = 1 if METRICS[metric] else -1
@@ -99,7 +99,8 @@ def cheaper_choice(run: "Run") -> dict[str, Any]:
     ]
     best = max(rivals, key=lambda m: sign * results[m]["best"])
     better = best if sign * results[best]["best"] > sign * results[exported]["best"] else None
-    return {"exported": exported, "monitor": metric, "better_on_validation": better}
+    chosen = run.recipe.export_model == BEST
+    return {"exported": exported, "monitor": metric, "better_on_validation": better, "chosen_by_validation": chosen}
 
 
 def machine() -> dict[str, Any]:
@@ -148,6 +149,11 @@ def table(summary: Mapping[str, Any]) -> str:
         )
     elif gap is not None:
         lines.append("\nThe rocket's light tower is behind the light tower alone in GAUC.")
+    if summary.get("chosen_by_validation"):
+        lines.append(
+            f"\n{summary['exported']} goes online: of what costs least to serve, it has the best "
+            f"{summary['monitor']} on validation."
+        )
     if summary.get("better_on_validation"):
         better, metric = summary["better_on_validation"], summary["monitor"]
         lines.append(

@@ -177,6 +177,22 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert "export.model" not in table(summary | rival | {"better_on_validation": None})
 
 
+@pytest.mark.parametrize(("light", "rocket", "best"), [(0.9, 0.5, "light"), (0.1, 0.5, "rocket")])
+def test_best_ships_what_validation_likes_best_of_what_costs_least(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, rocket: float, best: str
+) -> None:
+    run, _ = opened(copy, "export.model=best")
+    values = {"light": light, "booster": 0.99, "rocket": rocket}  # the booster costs more
+    ships = {"light": "", "booster": "", "rocket": "light"}
+    monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": values[model], "ships": ships[model]})
+    run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
+    assert run.export_model == best
+    found = cheaper_choice(run)
+    assert (found["better_on_validation"], found["chosen_by_validation"]) == (None, True)
+    text = table(json.loads((copy / "summary.json").read_text()) | found)
+    assert f"{best} goes online: of what costs least to serve, it has the best gauc on validation" in text
+
+
 @pytest.mark.parametrize(("light", "better"), [(0.9, "light"), (0.1, None)])
 def test_a_model_as_cheap_and_better_on_validation_is_named(
     copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, better: str | None
@@ -187,7 +203,8 @@ def test_a_model_as_cheap_and_better_on_validation_is_named(
     monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": best[model], "ships": ships[model]})
     run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
     found = cheaper_choice(run)
-    assert found == {"exported": "rocket", "monitor": "gauc", "better_on_validation": better}
+    expected = {"exported": "rocket", "monitor": "gauc", "better_on_validation": better}
+    assert found == {**expected, "chosen_by_validation": False}
 
 
 @pytest.mark.parametrize(

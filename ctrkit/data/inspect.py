@@ -39,6 +39,9 @@ _NEAR_UNIQUE = 0.8
 _MANY_VALUES = 50
 _RARE_SHARE = 0.2
 
+ENOUGH_ROWS, MOST_EPOCHS = 8_000_000, 16
+"""Epochs of a first recipe: as many as make so many rows, within bounds."""
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -89,10 +92,21 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
         features=features,
         left_out=look.left_out,
         warnings=warnings,
-        monitor=None if ranked else "log_loss",
+        train=_train_settings(log.rows, ranked=ranked),
         seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
     )
     return Inspection(recipe, warnings)
+
+
+def _train_settings(rows: int | None, *, ranked: bool) -> dict[str, Any]:
+    """What a log of that size wants otherwise than by default: enough steps before training stops by validation."""
+    settings: dict[str, Any] = {}
+    epochs = 2 if rows is None else max(2, min(MOST_EPOCHS, ENOUGH_ROWS // rows))
+    if epochs > 2:
+        settings["epochs"] = epochs
+    if not ranked:
+        settings["monitor"] = "log_loss"
+    return settings
 
 
 def _check_group(path: str, group: str, kind: pa.DataType) -> None:

@@ -40,6 +40,10 @@ teachers = ["ensemble"]
 label_weight = 0.5
 hint = { loss = "soft_bce", weight = 0.5 }
 unexposed = 1.0
+
+# of the models that cost least to serve, the one that is best on the validation part goes online
+[export]
+model = "best"
 """
 
 
@@ -64,7 +68,7 @@ def recipe_text(
     left_out: Mapping[str, str],
     warnings: Sequence[str],
     seen: str,
-    monitor: str | None = None,
+    train: Mapping[str, Any],
 ) -> str:
     """The recipe; what was left out and the warnings stand in it as comments."""
     return (
@@ -84,7 +88,7 @@ def recipe_text(
                 "[features]",
                 *_feature_lines(features),
                 *(f"# {one_line(column)}: {one_line(reason)}" for column, reason in left_out.items()),
-                *(["", "[train]", f"monitor = {_value(monitor)}"] if monitor is not None else []),
+                *(["", "[train]", *(f"{key} = {_value(value)}" for key, value in train.items())] if train else []),
                 _MODELS,
             ]
         ).rstrip()

@@ -11,7 +11,7 @@ import pytest
 from ctrkit.config import Recipe, load_recipe
 from ctrkit.data import naming
 from ctrkit.data.column_profile import auc, depends_on
-from ctrkit.data.inspect import Inspection, inspect_log
+from ctrkit.data.inspect import Inspection, _train_settings, inspect_log
 from ctrkit.data.prepare import prepare
 from ctrkit.errors import UserError
 from ctrkit.schema import CategoricalFeature, DenseFeature, SequenceFeature
@@ -400,4 +400,9 @@ def test_without_a_user_of_both_classes_training_watches_log_loss(tmp_path: Path
     assert any("training watches log loss" in warning for warning in found.warnings)
     found, recipe = look(tmp_path / "b", log())
     assert recipe.train.monitor == "gauc"
-    assert "[train]" not in found.recipe
+    assert "monitor" not in found.recipe
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(None, 2), (80_000, 16), (1_000_000, 8), (6_000_000, 2), (10**9, 2)])
+def test_a_small_log_is_passed_over_more_often(rows: int | None, epochs: int) -> None:
+    assert _train_settings(rows, ranked=True).get("epochs", 2) == epochs

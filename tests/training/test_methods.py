@@ -59,6 +59,8 @@ class Watched:
 
     def losses(self, batch: Any, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         found = self._losses(batch, step, turn)
+        if not self._run.objective.training:  # gradient norms are looked at between the steps
+            return found
         here = deepcopy(self._run.objective.state_dict())
         fresh = peers(3, hint=Hint("kl"))()
         fresh.load_state_dict(here)
@@ -117,7 +119,7 @@ def test_losses_of_turns_are_means_over_their_own_steps(log: Path, tmp_path: Pat
 
     def watched(batch: Any, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         found = losses(batch, step, turn)
-        for name, loss_B in found.items():
+        for name, loss_B in found.items() if run.objective.training else ():
             seen.setdefault(name, []).append(loss_B.mean().item())
         return found
 
