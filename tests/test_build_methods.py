@@ -11,6 +11,7 @@ from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
 from ctrkit.errors import UserError
+from ctrkit.export.plain_network import PlainNetwork, graph_inputs
 from ctrkit.losses import binary_cross_entropy, kl_divergence, logit_mse
 from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.mlp import MLP
@@ -363,6 +364,15 @@ def test_what_is_shared_with_a_privileged_booster_is_the_serving_tables_alone() 
     (stack,) = seeing.privileged.stacks.values()
     moved = {name: bool(gradient(loss_B, stack).any()) for name, loss_B in objective.losses(BATCH).items()}
     assert moved == {"light": False, "booster0": True, "booster1": False, "hint": False}
+
+
+def test_dense_inputs_of_a_graph_are_the_columns_that_serve() -> None:
+    light = built(rocket(booster="seeing")).networks()["light"]
+    schema = networks.schema(networks.PRIVILEGED).serving()
+    inputs = graph_inputs(BATCH, schema, light.embedding.dense_columns)
+    assert torch.equal(inputs["dense_item"], BATCH.dense_BD[:, 1:3])  # price and bid, between two privileged ones
+    probability = PlainNetwork(light.eval(), schema)(inputs)
+    torch.testing.assert_close(probability, light(BATCH).sigmoid())
 
 
 # --- memory

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -246,6 +247,25 @@ def test_the_peer_that_ships_is_the_best_on_validation(finished: Path) -> None:
 def test_the_best_peer_is_what_is_exported(copy: Path) -> None:
     run, _ = opened(copy, "export.model=peers")
     assert run.bundle.manifest.name == f"peers_{result(copy, 'peers')['ships']}"
+
+
+@pytest.mark.parametrize("role", ["peer0", "peer1"])
+def test_what_is_loaded_ships_the_peer_that_was_best(
+    finished: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = opened(finished)
+    best = Checkpoints.best
+
+    def of_role(self: Checkpoints) -> Any:
+        found = best(self)
+        assert found is not None
+        progress = {**found.values["progress"], "best_role": role}
+        return replace(found, values={**found.values, "progress": progress})
+
+    monkeypatch.setattr(Checkpoints, "best", of_role)
+    found = trained(run.recipe, "peers", run.log, finished / "models" / "peers")
+    assert found.inference_role() == role
+    assert found.inference_model() is found.networks()[role]
 
 
 def killed_after_its_first_checkpoint(directory: Path, model: str, patch: pytest.MonkeyPatch, *overrides: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrkit.data.batch import Batch
+from ctrkit.data.crossing import Crossing
 from ctrkit.losses import attention_transfer, binary_cross_entropy, kl_divergence, logit_mse, mean_probability
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
@@ -398,3 +399,92 @@ def test_the_default_rocket_is_the_papers_loss() -> None:
     torch.testing.assert_close(
         total, binary_cross_entropy(l_B, y_B) + binary_cross_entropy(z_B, y_B) + (l_B - z_B).square()
     )
+
+
+# --- candidates that nobody saw
+
+
+def crossed(objective: CoTraining, batch: Batch, step: int) -> Batch:
+    """User and context of each impression beside the ad of another one, put together by hand."""
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(step)).tolist()
+    item = {feature.name for feature in networks.schema().features if feature.side == "item"}
+    values: list[int] = []
+    lengths: list[int] = []
+    for key in batch.sparse.keys():  # noqa: SIM118
+        column = batch.sparse[key]
+        ends, of = column.lengths().cumsum(0).tolist(), column.lengths().tolist()
+        lists = [column.values()[end - n : end].tolist() for end, n in zip(ends, of, strict=True)]
+        lists = [lists[i] for i in order] if key in item else lists
+        values += [row for rows in lists for row in rows]
+        lengths += [len(rows) for rows in lists]
+    sparse = type(batch.sparse)(
+        keys=list(batch.sparse.keys()), values=torch.tensor(values), lengths=torch.tensor(lengths)
+    )
+    dense_BD = batch.dense_BD[order]  # both are the ad's
+    return replace(batch, sparse=sparse, dense_BD=dense_BD, ahead={})
+
+
+def with_candidates(make: Any = rocket, **settings: Any) -> CoTraining:
+    return made(make(crossing=Crossing.of(networks.schema()), unexposed=0.3, **settings)())
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_hints_on_candidates_by_hand(step: int) -> None:
+    objective, batch = with_candidates(), networks.batch()
+    logits, found = objective.logits(crossed(objective, batch, step)), objective.losses(batch, step)
+    assert found.keys() == {"light", "booster", "hint", "unexposed_hint"}
+    expected = 0.3 * 0.5 * logit_mse(logits["light"], logits["booster"])
+    torch.testing.assert_close(found["unexposed_hint"], expected)
+    without = rocket()().losses(batch, step)
+    assert all(torch.equal(found[name], without[name]) for name in without)
+
+
+def test_hints_on_candidates_move_whom_hints_move() -> None:
+    objective = with_candidates()
+    found = objective.losses(networks.batch())["unexposed_hint"]
+    moved = {part for part in parts(objective) if any(g.any() for g in gradients(found, objective, part))}
+    assert moved == {"light", "light head"}
+
+
+def test_each_peer_hears_the_others_on_candidates() -> None:
+    objective = with_candidates(lambda **settings: peers(2, **settings))
+    found = objective.losses(networks.batch())
+    assert {name for name in found if "unexposed" in name} == {"unexposed_hint_peer0", "unexposed_hint_peer1"}
+    for role in ("peer0", "peer1"):
+        assert any(g.any() for g in gradients(found[f"unexposed_hint_{role}"], objective, role))
+    assert "unexposed_hint_peer0" not in objective.eval().losses(networks.batch())
+
+
+def test_candidates_are_neither_measured_nor_hinted_at_while_the_hint_is_measured() -> None:
+    measured = [
+        made(rocket(hint=Hint("kl", gradient_share=1.0))()),
+        with_candidates(hint=Hint("kl", gradient_share=1.0)),
+    ]
+    batch = networks.batch()
+    for step in range(MEASURED_STEPS):
+        for objective in measured:
+            found = objective.losses(batch, step)
+            assert all((loss_B == 0).all() for name, loss_B in found.items() if "hint" in name)
+    assert torch.equal(*(objective.get_buffer("gradient_squares") for objective in measured))
+    assert measured[1].losses(batch, MEASURED_STEPS)["unexposed_hint"].sum() > 0
+
+
+def test_batches_without_labels_are_measured_too() -> None:
+    # else a process whose part has no label would not wait for the others
+    objective, batch = made(rocket(hint=Hint("kl", gradient_share=1.0))()), networks.batch()
+    found = objective.losses(replace(batch, label_B=torch.full_like(batch.label_B, float("nan"))), 0)
+    assert (found["hint"] == 0).all()
+    label, hint = objective.get_buffer("gradient_squares")[0].tolist()
+    assert label == 0
+    assert hint > 0
+
+
+def test_in_turn_a_teacher_that_is_not_blocked_stays_where_it_is() -> None:
+    tables = [networks.embedding(seed=i) for i in range(2)]
+    towers = {f"peer{i}": Network(each, tower(each, 8)) for i, each in enumerate(tables)}
+    lessons = [Lesson("peer0", ("peer1",), blocked=False), Lesson("peer1", ("peer0",), blocked=False)]
+    objective = CoTraining(towers, lessons, in_turn=True)
+    for turn, (own, other) in enumerate((("peer0", "peer1"), ("peer1", "peer0"))):
+        found = objective.losses(networks.batch(), turn=turn)[f"hint_{own}"]
+        assert any(g.any() for g in gradients(found, objective, own))
+        assert not any(g.any() for g in gradients(found, objective, other))
