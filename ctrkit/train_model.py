@@ -1,6 +1,6 @@
 """The training of one model of a recipe on a prepared log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
 from ctrkit.config_models import TrainConfig
+from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.errors import UserError
@@ -201,10 +202,22 @@ class ModelTraining:
         check_monitor(self.config.monitor, coin)
 
         def evaluate(objective: Objective) -> dict[str, Report]:
+            if objective.calibration_rows:
+                objective.calibrate(calibration_batches(self.log, objective.calibration_rows, self.config.seed, device))
             predicted = predict(objective, valid, device, ranks)
             return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
 
         return evaluate
+
+
+def calibration_batches(log: PreparedLog, rows: int, seed: int, device: torch.device | None = None) -> Iterator[Batch]:
+    """So many rows of the training part, from row groups drawn by a seed; all, if it has no more."""
+    loader = Loader(log.schema, log.files("train"), batch_size=EVALUATION_BATCH, shuffle_rows=4 * rows, seed=seed)
+    for batch in loader.epoch():
+        yield batch if device is None else batch.to(device)
+        rows -= len(batch)
+        if rows <= 0:
+            return
 
 
 def trained(

@@ -222,4 +222,5 @@ def test_under_autocast_the_logit_is_not_rounded() -> None:
     assert hidden[-1].dtype == torch.bfloat16
     assert logit.dtype == torch.float32
     last = made.layers[-1]
+    assert isinstance(last, nn.Linear)
     assert torch.equal(logit, torch.nn.functional.linear(hidden[-1].float(), last.weight[:, :5], last.bias).squeeze(1))

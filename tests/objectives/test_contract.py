@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from ctrkit.config_models import TrainConfig
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.slimmable import Norm, SlimmableMLP
+from ctrkit.objectives.hint import Hint
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import Route
+from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
 from tests import networks
@@ -49,6 +53,21 @@ def rocket(route: Route) -> Callable[[], Objective]:
     return make
 
 
+WIDTHS = {"w0.5": 0.5, "w1.0": 1.0}
+
+
+def slimmable(norm: Norm = "none", *, boosted: bool = False, **settings: Any) -> Callable[[], Objective]:
+    def make() -> Objective:
+        tables, (booster,) = towers((16, 8))
+        tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=list(WIDTHS.values()), multiple=4)
+        boosters = {"booster": Network(tables, booster)} if boosted else None
+        return Slimmable(tables, tower, WIDTHS, boosters=boosters, **settings)
+
+    return make
+
+
+ALL_WIDTHS = {*WIDTHS, "tables"}
+
 CASES = [
     Case("pointwise", pointwise, {"label": {"", "tables"}}),
     Case(
@@ -65,6 +84,26 @@ CASES = [
         "rocket_launching, route shared",
         rocket("shared"),
         {"light": {"light"}, "booster": {"booster", "tables"}, "hint": {"light"}},
+    ),
+    Case(
+        "slimmable, sandwich",
+        slimmable(),
+        {"widest": ALL_WIDTHS, "narrower": ALL_WIDTHS},
+    ),
+    Case(
+        "slimmable, list with labels",
+        slimmable(sampling="list", label_weight=1.0, distillation=0.0),
+        {"widest": ALL_WIDTHS, "narrower": ALL_WIDTHS},
+    ),
+    Case(
+        "slimmable, narrower widths away from the tables",
+        slimmable(narrow_to_tables=0.0, non_uniform=True),
+        {"widest": ALL_WIDTHS, "narrower": {*WIDTHS}},
+    ),
+    Case(
+        "slimmable under a booster",
+        slimmable(boosted=True, gradient_to_tables=0.0, hint=Hint(weight=0.5)),
+        {"widest": {*WIDTHS}, "narrower": {*WIDTHS}, "booster": {"booster", "tables"}, "hint": {*WIDTHS}},
     ),
 ]
 
