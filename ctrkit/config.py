@@ -240,6 +240,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: the recipe has {len(problems)} problem(s):\n{lines}") from None
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run keeps beside its results (`as_dict`).
+
+    Raises:
+        UserError: there is none, or it is of another version of ctrkit.
+    """
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: not a recipe of this version of ctrkit; carry the run out again: {error}") from None
+
+
 def network_name(model: str, role: str) -> str:
     """What a network is called in tables and files: `rocket_light` for the role light of the model rocket."""
     return f"{model}_{role}" if role else model

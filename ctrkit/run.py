@@ -105,7 +105,8 @@ class Run:
             self.say(f"prepare: {error}; preparing again")
             return None
 
-    def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
+    def loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
+        """The rows of a part, as they lie."""
         return Loader(self.log.schema, self.log.files(part), batch_size=batch_size)
 
     # --- train
@@ -180,7 +181,7 @@ class Run:
         result = self.train(model)
         return [result["fingerprint"], result["weights"]]
 
-    def _trained(self, model: str) -> Objective:
+    def trained(self, model: str) -> Objective:
         """A model with its best weights, trained now if need be."""
         self.train(model)
         return trained(self.recipe, model, self.log, self.directory / "models" / model, self._teachers(model))
@@ -190,7 +191,7 @@ class Run:
         found: dict[str, Objective] = {}
         teachers = self.recipe.frozen_teachers(model)
         for of, _ in teachers.values():
-            found.setdefault(of, self._trained(of))
+            found.setdefault(of, self.trained(of))
         return {name: found[of].networks()[role] for name, (of, role) in teachers.items()}
 
     # --- evaluate
@@ -212,8 +213,8 @@ class Run:
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)
-            objective = self._trained(model).to(device)
-            for role, probability in predict(objective, self._loader("test"), device).items():
+            objective = self.trained(model).to(device)
+            for role, probability in predict(objective, self.loader("test"), device).items():
                 name = network_name(model, role)
                 multiplications = objective.networks()[role].multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
@@ -258,13 +259,27 @@ class Run:
             if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:
                 self.say(f"export: {place} is up to date")
                 return found
-        objective = self._trained(model)
+        objective = self.trained(model)
         role = objective.inference_role() if role is None else role
         name = network_name(model, role)
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
+        serves = place == self.directory / "bundle"
+        return self.write(objective.networks()[role], place, name, metrics, fingerprint, rewritten=serves)
+
+    def write(
+        self,
+        network: Network,
+        place: Path,
+        name: str,
+        metrics: dict[str, float],
+        fingerprint: str,
+        *,
+        rewritten: bool = True,
+    ) -> Bundle:
+        """Export a network; `rewritten`: with the item table and the approximations of [export]."""
         bundle = export_bundle(
-            objective.networks()[role],
+            network,
             self.log.encoding.serving(),
             place,
             name=name,
@@ -272,7 +287,7 @@ class Run:
             requests=list(islice(read_requests(self.log.requests), 64)),
             metrics=metrics,
             recipe={"fingerprint": fingerprint, **as_dict(self.recipe)},
-            **(self._rewrites() if place == self.directory / "bundle" else {}),
+            **(self._rewrites() if rewritten else {}),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
         return bundle
@@ -285,7 +300,7 @@ class Run:
         rewrites = Rewrites(items, config.item_key, config.tables, config.int8, limits)
         if not rewrites.approximate:
             return {"rewrites": rewrites}
-        judged = HeldOutRows(self._loader("test").epoch, HeldOut(self.log, "test").report)
+        judged = HeldOutRows(self.loader("test").epoch, HeldOut(self.log, "test").report)
         return {"rewrites": rewrites, "judged": judged, "say": self.say}
 
     def _load(self, place: Path) -> Bundle | None:
@@ -297,7 +312,7 @@ class Run:
 
     def _held_out(self) -> Iterator[Batch]:
         rows = 0
-        for batch in self._loader("valid", batch_size=1024).epoch():
+        for batch in self.loader("valid", batch_size=1024).epoch():
             if rows >= self.recipe.export.parity_rows:
                 return
             rows += len(batch)
