@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ctrkit.errors import UserError
 
 _PATTERN = re.compile(
-    r"(?P<figure>p50|p95|p99|multiplications)\s*<=?\s*(?P<limit>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|us|µs|microseconds)?"
+    r"(?P<figure>p50|p95|p99|multiplications)\s*<=?\s*(?P<limit>\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|us|µs|microseconds)?"
     r"(?:\s*@\s*(?P<ads>\d+)\s*ads?)?(?:\s*,\s*(?P<threads>\d+)\s*threads?)?"
 )
 ADS = 400
@@ -41,7 +41,7 @@ class Budget:
             raise UserError(f"budget '{text}': a latency has a unit, ms or us, and multiplications have none")
         if int(found["threads"] or 1) != 1:
             raise UserError(f"budget '{text}': a request is scored by one thread, its caller's; ask for 1 thread")
-        limit = float(found["limit"]) / (1 if unit in (None, "ms") else 1000)
+        limit = float(found["limit"].replace(",", "")) / (1 if unit in (None, "ms") else 1000)
         if not limit or not 1 <= ads <= 10**6:
             raise UserError(f"budget '{text}': give a limit above 0 and 1 to 1,000,000 ads")
         return cls(figure, limit, ads)
