@@ -114,6 +114,8 @@ class PointwiseConfig(_Model):
 
     objective: Literal["pointwise"]
     tower: str
+    slice_of: str | None = None
+    """Start from a slimmable model above: its tables, and its tower at the widths of this one (AutoSlim)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property

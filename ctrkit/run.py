@@ -22,6 +22,7 @@ import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import Recipe, as_dict, network_name
+from ctrkit.config_models import PointwiseConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
@@ -138,6 +139,9 @@ class Run:
         place = self.directory / "models" / model
         for teacher, _ in self.recipe.frozen_teachers(model).values():
             self.train(teacher)
+        source = self._slice_of(model)
+        if source is not None:
+            self.train(source)
         fingerprint = self._model_fingerprint(model)
         done = self.ranks.on_first(lambda: read_json(place / "result.json"))
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
@@ -146,7 +150,17 @@ class Run:
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
         frozen = self._teachers(model)
-        training = ModelTraining(self.recipe, model, self.log, place, frozen, self.ranks, self.quiet, self.say)
+        training = ModelTraining(
+            self.recipe,
+            model,
+            self.log,
+            place,
+            frozen,
+            self.ranks,
+            self.quiet,
+            self.say,
+            slice_of=None if source is None else self.trained(source),
+        )
         result = training.fit(fingerprint)
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
@@ -166,6 +180,9 @@ class Run:
         teachers = self.recipe.frozen_teachers(model)
         if teachers:
             content["teachers"] = {name: [*self._weights(of), role] for name, (of, role) in teachers.items()}
+        source = self._slice_of(model)
+        if source is not None:
+            content["slice_of"] = self._weights(source)
         start = self._start(model)
         if start is not None:
             content["warm_start"] = start
@@ -175,6 +192,11 @@ class Run:
         """What identifies the weights of another run that a model starts from; None if it starts from its seed."""
         run, place = self.recipe.train_config(model).warm_start, self.directory / "models" / model
         return None if run is None else self.ranks.on_first(lambda: start_identity(run, model, place))
+
+    def _slice_of(self, model: str) -> str | None:
+        """The slimmable model that a model starts from."""
+        config = self.recipe.models[model]
+        return config.slice_of if isinstance(config, PointwiseConfig) else None
 
     def _weights(self, model: str) -> list[str]:
         """What identifies the trained weights of a model, and with them all that is made of them."""

@@ -28,7 +28,7 @@ from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.request import read_requests
 from ctrkit.run import Run
-from ctrkit.train_model import calibration_batches
+from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
 from ctrkit.training.autoslim import Channels, WidthLosses, autoslim
 from ctrkit.training.predict import predict
 from ctrkit_serving.latency import Percentile, measure
@@ -129,7 +129,7 @@ class Slim:
                 f"model '{self.model}': switchable batch norm has scales for its listed widths only; train it with "
                 'norm = "universal_batch_norm" or without batch norm to search among all widths'
             )
-        batches = calibration_batches(self.run.log, self.objective.calibration_rows or 65_536, self._seed)
+        batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
         return [self._embedding.vectors(batch).x_BX for batch in batches]
 
     def judged(self, widths: Sequence[Channels]) -> list[Candidate]:

@@ -22,7 +22,9 @@ from ctrkit.memory import check_memory, free_memory
 from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
+from ctrkit.training.autoslim import start_from_slice
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
@@ -32,6 +34,8 @@ from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monito
 from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start
 
 EVALUATION_BATCH = 8192
+CALIBRATION_ROWS = 65_536
+"""On which the batch norm of a slice is calibrated, where its model does not say it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class ModelTraining:
     ranks: Ranks = field(default_factory=Ranks)
     quiet: bool = False
     say: Callable[[str], None] = lambda _: None
+    slice_of: Objective | None = None
+    """A trained slimmable model to start from."""
 
     @property
     def config(self) -> TrainConfig:
@@ -177,7 +183,10 @@ class ModelTraining:
                 encoding.save(new, counts=False)
 
     def _begin(self, objective: Objective) -> None:
-        """Start from another run's weights, if the recipe says so, and keep what that gave."""
+        """Start from another run's weights, or a slice of another model, if the recipe says so."""
+        if isinstance(self.slice_of, Slimmable):
+            rows = self.slice_of.calibration_rows or CALIBRATION_ROWS
+            start_from_slice(objective, self.slice_of, calibration_batches(self.log, rows, self.config.seed))
         if self.config.warm_start is None:
             self.ranks.on_first(lambda: (self.directory / START).unlink(missing_ok=True))
             return

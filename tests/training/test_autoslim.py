@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from ctrkit.losses import binary_cross_entropy
-from ctrkit.nn.slimmable import SlimmableMLP
-from ctrkit.training.autoslim import Step, WidthLosses, autoslim, within
+from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.slimmable import Norm, SlimmableMLP
+from ctrkit.objectives.pointwise import Pointwise
+from ctrkit.objectives.slimmable import Slimmable
+from ctrkit.training.autoslim import Step, WidthLosses, autoslim, start_from_slice, within
 from tests import networks
 
 
@@ -66,10 +69,10 @@ def test_one_way_down_serves_every_budget() -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "universal_batch_norm"])
-def test_losses_of_widths(norm: str) -> None:
+def test_losses_of_widths(norm: Norm) -> None:
     tables = networks.embedding()
     torch.manual_seed(0)
-    tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=[1.0])  # type: ignore[arg-type]
+    tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=[1.0])
     batches = [networks.batch(64, seed=seed) for seed in range(3)]
     for batch in batches[1:]:
         batch.weight_B[::2] = 3.0
@@ -90,3 +93,20 @@ def test_losses_of_widths(norm: str) -> None:
             weight += float(weight_B.sum())
         assert loss == pytest.approx(total / weight, rel=1e-5)
     assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_network_starts_from_a_slice(batch_norm: bool) -> None:
+    tables, batches = networks.embedding(), [networks.batch(64, seed=seed) for seed in range(3)]
+    norm: Norm = "universal_batch_norm" if batch_norm else "none"
+    tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=[1.0])
+    source = Slimmable(tables, tower, {"w0.5": (8, 4), "w1.0": (16, 8)})
+    fresh = networks.network(hidden=(11, 3), seed=5, batch_norm=batch_norm)
+    start_from_slice(Pointwise(fresh), source, batches)
+    expected = tower.slice((11, 3), statistics=False).eval()
+    if batch_norm:
+        calibrate(expected, [tables.vectors(batch).x_BX for batch in batches])
+    torch.testing.assert_close(fresh.eval()(batches[0]), expected(tables.vectors(batches[0]).x_BX))
+    with torch.no_grad():
+        next(iter(tables.stacks.values())).zero_()
+    assert (next(iter(fresh.embedding.stacks.values())) != 0).any()  # its own tables
