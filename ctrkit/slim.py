@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,9 @@ from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.request import read_requests
 from ctrkit.run import Run
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
-from ctrkit.training.autoslim import Channels, WidthLosses, autoslim
+from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
 from ctrkit.training.predict import predict
-from ctrkit_serving.latency import Percentile, measure
+from ctrkit_serving.latency import Latency, Percentile, measure
 from ctrkit_serving.scorer import Scorer
 
 SEARCH_ROWS = 100_000
@@ -94,8 +94,8 @@ class Slim:
         found = {self.tower.channels(fraction) for fraction in fractions}
         return sorted(found, key=self.tower.multiplications_at, reverse=True)
 
-    def searched(self) -> list[Channels]:
-        """Every tower on AutoSlim's way, by multiplications, from the widest that was trained to the smallest."""
+    def path(self, cost: Callable[[Channels], float]) -> list[Step]:
+        """AutoSlim's way from the widest that was trained to the smallest, by a cost."""
         low, high = (self.tower.channels(fraction) for fraction in self.objective.range)
         rows, seen = [], 0
         for batch in self.run.loader("valid").epoch():
@@ -104,8 +104,11 @@ class Slim:
             if seen >= SEARCH_ROWS:
                 break
         losses = WidthLosses(self.tower, self._embedding, rows, self._calibration())
-        path = autoslim(high, losses, self.tower.multiplications_at, group=self.tower.multiple, smallest=low)
-        return [step.widths for step in path]
+        return autoslim(high, losses, cost, group=self.tower.multiple, smallest=low)
+
+    def searched(self) -> list[Channels]:
+        """Every tower on AutoSlim's way by multiplications."""
+        return [step.widths for step in self.path(self.tower.multiplications_at)]
 
     def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
         """Plain networks of some widths, calibrated if they have batch norm, by name."""
@@ -207,25 +210,8 @@ class Slim:
 
     def measured(self, candidates: Sequence[Candidate], budget: Budget) -> dict[str, Percentile]:
         """The percentile of a budget for some towers side by side, milliseconds, by name."""
-        run, export = self.run, self.run.recipe.export
-        items = None if export.items is None else Path(export.items)
-        requests = list(islice(read_requests(run.log.requests), 200))
-        rows = list(islice(run.loader("valid", 1024).epoch(), 1))
-        with tempfile.TemporaryDirectory(dir=_made(run.directory / "slim"), prefix=".measured-") as temporary:
-            scorers = {}
-            for name, network in self.networks([c.widths for c in candidates]).items():
-                place = Path(temporary) / name
-                export_bundle(
-                    network,
-                    run.log.encoding.serving(),
-                    place,
-                    name=name,
-                    held_out=rows,
-                    requests=requests[:8],
-                    rewrites=Rewrites(items, export.item_key),
-                )
-                scorers[name] = Scorer.load(place)
-            timed = measure(scorers, requests, ads=budget.ads, repeats=budget.repeats)
+        run = self.run
+        timed = side_by_side(run, self.networks([c.widths for c in candidates]), budget.ads, budget.repeats)
         found = {}
         for name, latency in timed.items():
             percentile = getattr(latency.total, budget.figure)
@@ -269,6 +255,29 @@ class Slim:
             f"no width of '{self.model}' keeps {budget}: the nearest that holds is {budget.figure} <= {nearest}, by "
             f"{name}; ask for that, or train a slimmable model that goes lower"
         )
+
+
+def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: int) -> dict[str, Latency]:
+    """What a request takes with each of some networks, exported with the item table of [export], in one run."""
+    export = run.recipe.export
+    items = None if export.items is None else Path(export.items)
+    requests = list(islice(read_requests(run.log.requests), 200))
+    rows = list(islice(run.loader("valid", 1024).epoch(), 1))
+    with tempfile.TemporaryDirectory(dir=_made(run.directory / "slim"), prefix=".measured-") as temporary:
+        scorers = {}
+        for name, network in networks.items():
+            place = Path(temporary) / name
+            export_bundle(
+                network,
+                run.log.encoding.serving(),
+                place,
+                name=name,
+                held_out=rows,
+                requests=requests[:8],
+                rewrites=Rewrites(items, export.item_key),
+            )
+            scorers[name] = Scorer.load(place)
+        return measure(scorers, requests, ads=ads, repeats=repeats)
 
 
 def measured_again(bundle: Path, requests: Path, budget: Budget) -> dict[str, float]:
