@@ -10,8 +10,8 @@ Parts (--parts, default all):
     frontier    GAUC against p50 and p99 of all of them, and of the recipe's booster and rocket
 
 Each seed is a run of its own in RUNS/NAME-slimmable/seedK; the log is prepared once, and a killed benchmark goes on
-where it stopped. Differences are paired by seed, their intervals resample users (`ctrkit.metrics.bootstrap`). The slimmable
-model's settings are those of the recipe's own, then of --slim KEY=VALUE. --quick: two seeds of one epoch.
+where it stopped. Differences are paired by seed, their intervals resample users (`ctrkit.metrics.bootstrap`). The
+slimmable model's settings are those of the recipe's own, then of --slim KEY=VALUE. --quick: two seeds of one epoch.
 """
 
 import argparse

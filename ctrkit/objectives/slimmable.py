@@ -32,8 +32,9 @@ class Slimmable(Objective):
 
     The widest of a step learns from the label, the narrower ones from its probability, detached, by cross-entropy:
     in-place distillation (ICCV 2019, section 4); from the label too, or instead, as the weights say. The sum of the
-    widths' losses is divided by the sum of their label weights, as far as they reach the tables: those then feel labels
-    as loudly as one tower alone lets them, against their L2 penalty. Boosters, trained along, give every width their hint (Rocket Launching).
+    widths' losses is divided by the sum of their label weights, as far as they reach the tables: those then feel
+    labels as loudly as one tower alone lets them, against their L2 penalty. Boosters, trained along, give every width
+    their hint (Rocket Launching).
 
     Losses by name: `widest`, `narrower`, and with boosters their roles and `hint`.
 
