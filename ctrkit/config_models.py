@@ -325,12 +325,12 @@ class SlimmableConfig(_Model):
     """Widths a step, of sandwich and random."""
     non_uniform: bool = False
     """Drawn widths have a fraction of its own for every layer."""
-    distillation: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of what the narrower widths learn from the widest."""
+    distillation: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of what the narrower widths learn from the widest: at 1, the paper's, the widest learns more slowly."""
     label_weight: Annotated[float, Field(ge=0)] = 0.0
     """Of the label in the losses of the narrower widths."""
-    narrow_to_tables: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the narrower widths' gradient that reaches the tables."""
+    narrow_to_tables: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the narrower widths' gradient that reaches the tables: with all of it they overfit sooner."""
     booster: str | list[str] = Field(default_factory=list)
     """Towers that teach every width (Rocket Launching)."""
     hint: HintConfig = HintConfig()

@@ -46,7 +46,8 @@ class Slimmable(Objective):
             those of `widths`.
         samples: widths a step, of `sandwich` and `random`.
         non_uniform: drawn widths have a fraction of its own for every layer.
-        distillation: weight of what the narrower widths learn from the widest.
+        distillation: weight of what the narrower widths learn from the widest. The paper's is 1; the widths share
+            weights, and the louder the narrower ones are, the more slowly the widest learns (docs/log.md).
         label_weight: of the label in the losses of the narrower widths.
         narrow_to_tables: share of the narrower widths' gradient that reaches the tables.
         boosters: that teach, by role.
@@ -66,9 +67,9 @@ class Slimmable(Objective):
         sampling: Sampling = "sandwich",
         samples: int = 4,
         non_uniform: bool = False,
-        distillation: float = 1.0,
+        distillation: float = 0.3,
         label_weight: float = 0.0,
-        narrow_to_tables: float = 1.0,
+        narrow_to_tables: float = 0.0,
         boosters: Mapping[str, Network] | None = None,
         hint: Hint | None = None,
         gradient_to_tables: float = 1.0,

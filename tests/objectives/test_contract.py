@@ -87,17 +87,17 @@ CASES = [
     ),
     Case(
         "slimmable, sandwich",
-        slimmable(),
+        slimmable(narrow_to_tables=1.0, distillation=1.0),
         {"widest": ALL_WIDTHS, "narrower": ALL_WIDTHS},
     ),
     Case(
         "slimmable, list with labels",
-        slimmable(sampling="list", label_weight=1.0, distillation=0.0),
+        slimmable(sampling="list", label_weight=1.0, distillation=0.0, narrow_to_tables=1.0),
         {"widest": ALL_WIDTHS, "narrower": ALL_WIDTHS},
     ),
     Case(
         "slimmable, narrower widths away from the tables",
-        slimmable(narrow_to_tables=0.0, non_uniform=True),
+        slimmable(non_uniform=True, distillation=1.0),
         {"widest": ALL_WIDTHS, "narrower": {*WIDTHS}},
     ),
     Case(
