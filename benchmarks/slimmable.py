@@ -8,6 +8,7 @@ Parts (--parts, default all):
                 widths; with and without in-place distillation; widths that no list names
     autoslim    towers that AutoSlim finds at the measured latency of the uniform widths: the slice, tuned, from scratch
     frontier    GAUC against p50 and p99 of all of them, and of the recipe's booster and rocket
+    budgets     ten budgets drawn at random: every bundle that `ctrkit slim` exports for one, measured once more
 
 Each seed is a run of its own in RUNS/NAME-slimmable/seedK; the log is prepared once, and a killed benchmark goes on
 where it stopped. Differences are paired by seed, their intervals resample users (`ctrkit.metrics.bootstrap`). The
@@ -16,23 +17,18 @@ slimmable model's settings are those of the recipe's own, then of --slim KEY=VAL
 
 import argparse
 import sys
-import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.report import arguments, emit, table
+from benchmarks.slimmable_costs import MeasuredCost, budgets, step_cost
 from benchmarks.slimmable_models import BETWEEN, WIDTHS, Plan, networks
 from ctrkit.atomic import atomic_file, read_json, write_json
-from ctrkit.builders.objective import build_objective
-from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config import Recipe, load_recipe
+from ctrkit.config import load_recipe
 from ctrkit.data.columns import GROUP, LABEL
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
@@ -41,14 +37,13 @@ from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.run import Run
-from ctrkit.slim import Slim, side_by_side
+from ctrkit.slim import Slim
+from ctrkit.towers_timed import side_by_side
 from ctrkit.training.autoslim import within
 from ctrkit.training.predict import predict
 
-PARTS = ("main", "ablations", "autoslim", "frontier")
+PARTS = ("main", "ablations", "autoslim", "frontier", "budgets")
 _BUDGETS = ("w0.25", "w0.5", "w0.75")
-_STEPS = 60
-"""Steps of each model that are timed, turn and turn about."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,6 +172,9 @@ class Benchmark:
         result |= {"worst_width_delta_interval": [worst["low"], worst["high"]], **self._cost()}
         if "autoslim" in self.parts:
             result["autoslim"] = self.fit
+        if "budgets" in self.parts:
+            slim = Slim(self.run(self.seeds[0]), "slim")
+            result["budgets"] = budgets(slim, 3 if self.options.quick else 10, self.options.ads, self.place / "budgets")
         if "frontier" in self.parts:
             result["frontier"] = self._frontier(result["networks"])
         return result
@@ -246,77 +244,6 @@ def scored(found: Mapping[str, Network], loader: Loader) -> dict[str, Any]:
     """Probabilities [rows] of any networks, from one look-up an embedding."""
     together = CoTraining({f"network{i}": network for i, network in enumerate(found.values())})
     return dict(zip(found, predict(together, loader).values(), strict=True))
-
-
-class MeasuredCost:
-    """Milliseconds of a request as a function of the widths: least squares over towers drawn at random, measured.
-
-    p50 = a + sum b_l c_l + sum d_l c_l c_(l+1): what a layer writes, and what it multiplies; none of it saves time.
-    """
-
-    def __init__(self, slim: Slim, ads: int, repeats: int, towers: int = 20) -> None:
-        rng = np.random.default_rng(0)
-        low, high = (slim.tower.channels(fraction) for fraction in slim.objective.range)
-        multiple = slim.tower.multiple
-        drawn = {low, high}
-        while len(drawn) < min(towers, 4 * len(low) * max(high) // multiple):
-            drawn.add(tuple(int(rng.integers(a // multiple, b // multiple + 1)) * multiple or b
-                            for a, b in zip(low, high, strict=True)))  # fmt: skip
-        widths = sorted(drawn)
-        measured = side_by_side(slim.run, slim.networks(widths), ads, repeats)
-        p50 = np.array([found.total.p50.value for found in measured.values() if found.total.p50 is not None])
-        features = np.stack([self._features(each) for each in widths])
-        self._weights = _not_negative(features, p50)
-        self.r2 = float(1 - np.var(p50 - features @ self._weights) / np.var(p50))
-        self.count = len(widths)
-
-    def _features(self, widths: Sequence[int]) -> np.ndarray[Any, Any]:
-        products = [a * b for a, b in pairwise(widths)]
-        return np.array([1.0, *widths, *products])
-
-    def __call__(self, widths: tuple[int, ...]) -> float:
-        """Milliseconds."""
-        return float(self._features(widths) @ self._weights)
-
-
-def _not_negative(features: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Least squares without the features whose weight would be negative, the most negative one left out first."""
-    kept = list(range(features.shape[1]))
-    while True:
-        found, *_ = np.linalg.lstsq(features[:, kept], values, rcond=None)
-        worst = int(np.argmin(found))
-        if found[worst] >= 0 or len(kept) == 1:
-            weights = np.zeros(features.shape[1])
-            weights[kept] = found
-            return weights
-        del kept[worst]
-
-
-def step_cost(recipe: Recipe, run: Run, model: str, other: str) -> float:
-    """Time of a training step of one model over that of another: medians of steps that take turns."""
-    loader = Loader(run.log.schema, run.log.files("train"), batch_size=recipe.train.batch_size)
-    batches = list(islice(loader.epoch(), 20))
-    made = {}
-    for name in (model, other):
-        objective = build_objective(recipe, name, run.log.encoding.num_rows())
-        config = recipe.train_config(name)
-        optimizers, _, towers = build_optimizers(objective, config, 1000, tower_rates(recipe, name))
-        made[name] = objective, optimizers, towers, config
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for step in range(_STEPS):
-        batch = batches[step % len(batches)]
-        for name, (objective, optimizers, towers, config) in made.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = objective(batch, step)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum(0).mean())
-            torch.nn.utils.clip_grad_norm_(towers, config.clip_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-            seconds[name].append(time.perf_counter() - start)
-    return median(seconds[model][10:]) / median(seconds[other][10:])
 
 
 def _pairs(scores: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

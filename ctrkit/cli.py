@@ -330,9 +330,9 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
             print(line, file=sys.stderr, flush=True)
 
     run = Run(recipe, options.run, quiet=options.quiet, say=say)
-    result = Slim(run, options.model).choose(
-        budget, options.out or options.run / "slim" / "bundle", search=not options.uniform
-    )
+    slim = Slim(run, options.model)
+    front = slim.front(search=not options.uniform)
+    result = slim.choose(budget, options.out or options.run / "slim" / "bundle", front)
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"

@@ -3,12 +3,9 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,17 @@ from ctrkit.config_models import SlimmableConfig
 from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
-from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.metrics.report import METRICS
 from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
-from ctrkit.request import read_requests
 from ctrkit.run import Run
+from ctrkit.towers_timed import made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
 from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
 from ctrkit.training.predict import predict
-from ctrkit_serving.latency import Latency, Percentile, measure
-from ctrkit_serving.scorer import Scorer
+from ctrkit_serving.latency import Percentile
 
 SEARCH_ROWS = 100_000
 """Rows of the validation part that AutoSlim judges widths on."""
@@ -157,26 +152,34 @@ class Slim:
 
     # --- the budget
 
-    def choose(self, budget: Budget, place: Path, *, search: bool = True) -> dict[str, Any]:
+    def front(self, *, search: bool = True) -> list[Candidate]:
+        """Towers that no cheaper one beats on the validation part, costliest first.
+
+        Args:
+            search: look at AutoSlim's towers beside the uniform ones.
+        """
+        self.run.say(f"slim: judging the widths of {self.model} on the validation part")
+        widths = [*self.uniform(), *(self.searched() if search else [])]
+        front = self.judged(widths)
+        self.run.say(f"  {len(set(widths))} towers, {len(front)} that no cheaper one beats in {self.metric}")
+        return front
+
+    def choose(self, budget: Budget, place: Path, front: list[Candidate]) -> dict[str, Any]:
         """Export the best tower that keeps a budget, measured again in a process of its own.
 
         Args:
             budget: what a request may cost.
             place: of the bundle.
-            search: look at AutoSlim's towers beside the uniform ones.
+            front: towers to choose from.
 
         Raises:
             UserError: no tower keeps it; names what the cheapest takes. Nothing is written then.
         """
         run = self.run
-        run.say(f"slim: judging the widths of {self.model} on the validation part")
-        widths = [*self.uniform(), *(self.searched() if search else [])]
-        front = self.judged(widths)
-        run.say(f"  {len(set(widths))} towers, {len(front)} that no cheaper one beats in {self.metric}")
         keeping, measured = self._keeping(front, budget)
         taken: dict[str, float] = {name: found.high for name, found in measured.items()}
         for candidate in keeping:
-            with tempfile.TemporaryDirectory(dir=_made(place.parent), prefix=".slim-") as temporary:
+            with tempfile.TemporaryDirectory(dir=made(place.parent), prefix=".slim-") as temporary:
                 result = self._exported(candidate, budget, Path(temporary) / "bundle")
                 kept = result["verified"]["high"] <= budget.limit
                 run.say(f"  {candidate.name}: {_text(budget, result['verified'])}{'' if kept else ', too much'}")
@@ -257,41 +260,6 @@ class Slim:
         )
 
 
-def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: int) -> dict[str, Latency]:
-    """What a request takes with each of some networks, exported with the item table of [export], in one run."""
-    export = run.recipe.export
-    items = None if export.items is None else Path(export.items)
-    requests = list(islice(read_requests(run.log.requests), 200))
-    rows = list(islice(run.loader("valid", 1024).epoch(), 1))
-    with tempfile.TemporaryDirectory(dir=_made(run.directory / "slim"), prefix=".measured-") as temporary:
-        scorers = {}
-        for name, network in networks.items():
-            place = Path(temporary) / name
-            export_bundle(
-                network,
-                run.log.encoding.serving(),
-                place,
-                name=name,
-                held_out=rows,
-                requests=requests[:8],
-                rewrites=Rewrites(items, export.item_key),
-            )
-            scorers[name] = Scorer.load(place)
-        return measure(scorers, requests, ads=ads, repeats=repeats)
-
-
-def measured_again(bundle: Path, requests: Path, budget: Budget) -> dict[str, float]:
-    """The percentile of a budget, with its interval, in a new process that has only the bundle."""
-    command = [sys.executable, "-m", "ctrkit.cli", "bench", str(bundle), "--requests", str(requests), "--json"]
-    command += ["--ads", str(budget.ads), "--repeats", str(budget.repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{bundle}: cannot be measured: {done.stdout.strip() or done.stderr.strip()}")
-    latency = json.loads(done.stdout.splitlines()[-1])["latency_ms"][str(bundle)]
-    low, high = latency["interval"][budget.figure]
-    return {"value": latency[budget.figure], "low": low, "high": high}
-
-
 def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """Evenly many of them, the ends among them."""
     if len(candidates) <= count:
@@ -303,8 +271,3 @@ def _text(budget: Budget, found: Mapping[str, float]) -> str:
     if not budget.timed:
         return f"{found['value']:,.0f} multiplications"
     return f"{budget.figure} {found['value']:.3f} ms [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctrkit import slim
+from ctrkit import slim, towers_timed
 from ctrkit.budget import Budget
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
@@ -113,7 +113,7 @@ def test_towers_that_are_looked_at(model: Slim) -> None:
 def test_the_widest_within_multiplications(
     run: Path, model: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    front = model.judged([*model.uniform(), *model.searched()])
+    front = model.front()
     limit = front[min(1, len(front) - 1)].multiplications
     arguments = ["slim", str(run), "--budget", f"multiplications <= {limit}", "--out", str(tmp_path / "bundle")]
     assert main([*arguments, "--quiet", "--json"]) == 0
@@ -187,11 +187,9 @@ def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
 ) -> None:
     widths = [(64, 32), (48, 24), (32, 16), (16, 8)]
     front = [Candidate(w, model.tower.multiplications_at(w), -i) for i, w in enumerate(widths)]
-    monkeypatch.setattr(Slim, "judged", lambda *_: front)
-    monkeypatch.setattr(Slim, "searched", lambda _: [])
     clock = Clock(monkeypatch, slower=1.5)
     limit = front[1].multiplications / 1000 * 1.2
-    found = model.choose(Budget("p99", limit), tmp_path / "bundle")
+    found = model.choose(Budget("p99", limit), tmp_path / "bundle", front)
     assert clock.again == ["slim_48x24", "slim_32x16"]
     assert found["widths"] == [32, 16]
     assert found["verified"]["high"] <= limit
@@ -202,22 +200,21 @@ def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
 def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
     model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Slim, "searched", lambda _: [])
     Clock(monkeypatch, slower=100.0)
     (tmp_path / "bundle").mkdir()
     with pytest.raises(UserError, match=r"keeps p99 <= 2 ms @ 400 ads, 1 thread: the nearest that holds is p99 <= "):
-        model.choose(Budget("p99", 2.0), tmp_path / "bundle")
+        model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(search=False))
     assert (tmp_path / "bundle").exists()
     assert not list((tmp_path / "bundle").iterdir())
 
 
 def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
-    found: dict[str, Any] = slim.measured_again(
+    found: dict[str, Any] = towers_timed.measured_again(
         finished_run / "bundle", run / "data" / "requests.jsonl", Budget("p50", 1.0, 5)
     )
     assert 0 < found["low"] <= found["value"] <= found["high"]
     with pytest.raises(UserError, match="cannot be measured"):
-        slim.measured_again(run / "nothing", run / "nothing.jsonl", Budget("p50", 1.0, 5))
+        towers_timed.measured_again(run / "nothing", run / "nothing.jsonl", Budget("p50", 1.0, 5))
 
 
 def test_measured_side_by_side(model: Slim) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import slimmable
+from benchmarks import slimmable, slimmable_costs
 from benchmarks.slimmable_models import WIDTHS, Plan, _as_slimmable
 from ctrkit.config import load_recipe
 from ctrkit.config_models import PointwiseConfig, SlimmableConfig
@@ -82,12 +82,12 @@ def test_latency_is_fitted_by_what_layers_write_and_multiply(monkeypatch: pytest
     def measured(run: Any, networks: Any, ads: int, repeats: int) -> dict[str, Any]:
         return {str(w): SimpleNamespace(total=SimpleNamespace(p50=SimpleNamespace(value=truth(w)))) for w in networks}
 
-    monkeypatch.setattr(slimmable, "side_by_side", measured)
+    monkeypatch.setattr(slimmable_costs, "side_by_side", measured)
     tower = SlimmableMLP(10, (200, 80))
     slim: Any = SimpleNamespace(
         tower=tower, run=None, objective=SimpleNamespace(range=(0.25, 1.0)), networks=lambda widths: list(widths)
     )
-    cost = slimmable.MeasuredCost(slim, 400, 10)
+    cost = slimmable_costs.MeasuredCost(slim, 400, 10)
     assert cost.count == 20
     assert cost.r2 == pytest.approx(1.0)
     for widths in [(104, 40), (56, 72)]:
@@ -98,8 +98,8 @@ def test_latency_is_fitted_by_what_layers_write_and_multiply(monkeypatch: pytest
 def test_no_channel_saves_time() -> None:
     rng = np.random.default_rng(0)
     features = np.column_stack([np.ones(50), rng.uniform(1, 9, (50, 2))])
-    weights = slimmable._not_negative(features, features @ [1.0, 2.0, -0.5])
+    weights = slimmable_costs._not_negative(features, features @ [1.0, 2.0, -0.5])
     assert (weights >= 0).all()
     assert weights[2] == 0
     assert weights[1] == pytest.approx(2.0, rel=0.1)
-    np.testing.assert_allclose(slimmable._not_negative(features, features @ [1.0, 2.0, 0.5]), [1.0, 2.0, 0.5])
+    np.testing.assert_allclose(slimmable_costs._not_negative(features, features @ [1.0, 2.0, 0.5]), [1.0, 2.0, 0.5])
