@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.server_fuzz import http
 from benchmarks.server_process import until
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder
 from ctrkit_serving.scorer import Scorer
 
 _TYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32"}
+_BURST = 20
 _RUNTIME = Path(__file__).parent / "peer_mlserver"
 
 
@@ -42,22 +42,6 @@ def encoded(scorer: Scorer, request: Request) -> dict[str, npt.NDArray[Any]]:
 
 def _sides(request: Request) -> tuple[Any, Any, Any]:
     return request.user, request.items, request.context
-
-
-def infer_http(path: str, arrays: Mapping[str, npt.NDArray[Any]], timeout_ms: int | None = None) -> bytes:
-    """An infer call with binary tensors, all of its bytes."""
-    specs = [
-        {
-            "name": name, "datatype": _TYPES[a.dtype.name], "shape": list(a.shape),
-            "parameters": {"binary_data_size": a.nbytes},
-        }
-        for name, a in arrays.items()
-    ]  # fmt: skip
-    head = json.dumps({"inputs": specs, "parameters": {"binary_data_output": True}}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    if timeout_ms is not None:
-        headers["Timeout-Ms"] = str(timeout_ms)
-    return http("POST", path, head + b"".join(a.tobytes() for a in arrays.values()), headers)
 
 
 @dataclass(frozen=True)
@@ -107,14 +91,19 @@ def _grpc(client: Any, model: str, inputs: Sequence[Any], i: int) -> Any:
 
 
 def _interleaved(calls: Mapping[str, Callable[[int], Any]], repeats: int, requests: int) -> dict[str, float]:
+    """Median milliseconds; bursts in random order, since a server scores one request after the other."""
+    rng = np.random.default_rng(0)
     took: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(-20, repeats):
-        scores = {}
-        for name, call in calls.items():
-            start = time.perf_counter()
-            scores[name] = call(i % requests).ravel()
-            if i >= 0:
-                took[name].append((time.perf_counter() - start) * 1e3)
+    for first in range(-_BURST, repeats, _BURST):
+        for which in rng.permutation(len(calls)):
+            name, call = list(calls.items())[which]
+            for i in range(first, first + _BURST):
+                start = time.perf_counter()
+                call(i % requests)
+                if i >= 0:
+                    took[name].append((time.perf_counter() - start) * 1e3)
+    for i in range(requests):
+        scores = {name: call(i).ravel() for name, call in calls.items()}
         for found in scores.values():
             np.testing.assert_allclose(found, scores["ours"], rtol=0, atol=2e-6)
     return {name: float(np.median(times)) for name, times in took.items()}

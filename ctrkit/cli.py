@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import ctrkit
 from ctrkit.atomic import atomic_file
 from ctrkit.config import load_recipe, read_recipe
 from ctrkit.errors import UserError
+from ctrkit_serving.bench.command import add_options as add_bench_options
 from ctrkit_serving.server.command import add_options as add_serve_options
 
 if TYPE_CHECKING:
@@ -128,11 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_slim_options(
         verb("slim", _slim, "Export the best width of a run's slimmable model that keeps a budget on this machine.")
     )
-    bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, one thread.")
-    bench.add_argument("bundle", type=Path, nargs="+", help="bundle directories")
-    bench.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
-    bench.add_argument("--ads", type=int, default=400, help="ads a request (default: 400)")
-    bench.add_argument("--repeats", type=int, default=2000, help="timed requests a bundle (default: 2000)")
+    bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, and of a server under load.")
+    add_bench_options(bench)
     score = verb("score", _score, "Score a file of requests, one JSON object a line.")
     score.add_argument("bundle", type=Path, help="bundle directory")
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
@@ -341,17 +338,9 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:
-    for name, largest in (("ads", 10**6), ("repeats", 10**7)):  # as [bench] of a recipe
-        if not 1 <= getattr(options, name) <= largest:
-            raise UserError(f"--{name} {getattr(options, name)}: give 1 to {largest:,}")
-    from ctrkit.request import read_requests
-    from ctrkit.summary import latency_text, measure_bundles
+    from ctrkit_serving.bench.command import bench_command
 
-    requests = list(islice(read_requests(options.requests), 1000)) if options.requests else None
-    measured = measure_bundles(
-        {str(path): path for path in options.bundle}, requests, ads=options.ads, repeats=options.repeats
-    )
-    return {"latency_ms": measured, "text": latency_text(measured, options.ads)}
+    return bench_command(options)
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ctrkit.config_data import DataConfig, Strict
 from ctrkit.config_errors import explain
-from ctrkit.config_models import Model, PointwiseConfig, SlimmableConfig, TrainConfig
+from ctrkit.config_models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
 from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
@@ -166,7 +166,7 @@ class Recipe(Strict):
     def _check_roles(self, name: str, model: Model) -> None:
         """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
         tower_of = dict(zip(model.roles, model.towers, strict=True))
-        for role in model.shipped:
+        for role in model.shipped if not isinstance(model, EnsembleConfig) else ():
             if self.towers[tower_of[role]].privileged and len(tower_of) > 1:
                 raise ValueError(
                     f"model '{name}': tower '{tower_of[role]}' sees privileged features, so its network "
@@ -181,6 +181,15 @@ class Recipe(Strict):
                 raise ValueError(
                     f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
                     f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
+                )
+            if teacher not in above and vars(model).get("unexposed"):
+                raise ValueError(
+                    f"model '{name}': the column '{teacher}' knows nothing of unexposed candidates; set unexposed = 0"
+                )
+            if teacher in self.columns.teachers and (teacher in above or teacher in model.roles):
+                raise ValueError(
+                    f"model '{name}' is taught by '{teacher}', which is a column of columns.teachers and the name of a "
+                    "network; rename one of them"
                 )
 
     def _check_slice(self, name: str, model: Model) -> None:
@@ -213,7 +222,21 @@ class Recipe(Strict):
     def frozen_teachers(self, model: str) -> dict[str, tuple[str, str]]:
         """Model and role of each trained network that teaches one, by the name that it is called by."""
         above = self._networks_above(model)
-        return {name: above[name] for name in self.models[model].taught_by if name in above}
+        return {name: above[name] for name in self.teachers(self.models[model].taught_by) if name in above}
+
+    def teacher_columns(self, model: str) -> list[str]:
+        """Columns of the log that teach a model."""
+        frozen = self.frozen_teachers(model)
+        return [name for name in dict.fromkeys(self.teachers(self.models[model].taught_by)) if name not in frozen]
+
+    def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names of teachers, an ensemble's replaced by those of its members."""
+        found: list[str] = []
+        for name in names:
+            model = self.models.get(name)
+            several = isinstance(model, EnsembleConfig)
+            found += [network_name(name, role) for role in model.roles] if model and several else [name]
+        return tuple(found)
 
     def can_ship(self, model: str) -> bool:
         """Whether its network that ships does without privileged features."""

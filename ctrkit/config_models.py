@@ -150,6 +150,9 @@ class RocketLaunchingConfig(_Model):
     """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
     teacher_hint: HintConfig = HintConfig(loss="kl")
     auxiliary_head: bool = False
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -185,6 +188,9 @@ class DistillationConfig(_Model):
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     auxiliary_head: bool = False
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -214,8 +220,13 @@ class MutualLearningConfig(_Model):
     average: Literal["each", "mean"] = "each"
     """each: DML; mean: DML_e."""
     updates: Literal["together", "in_turn"] = "together"
+    across_processes: bool = False
+    """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
     serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
     """Which peer ships: the best on the validation part, or the one of that number."""
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -238,6 +249,29 @@ class MutualLearningConfig(_Model):
         if self.serve != "best" and self.serve >= len(self.peers):
             raise ValueError(f"serve = {self.serve}, but there are {len(self.peers)} peers, counted from 0")
         return self
+
+
+class EnsembleConfig(_Model):
+    """Towers that are trained beside each other, with tables of their own and no word between them: what teaches."""
+
+    objective: Literal["ensemble"]
+    members: Annotated[list[str], Field(min_length=2, max_length=100)]
+    """Their towers; one may stand there several times: each member starts from other weights."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The members'."""
+        return tuple(self.members)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """member0, member1, ..."""
+        return tuple(f"member{i}" for i in range(len(self.members)))
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """Any of them."""
+        return self.roles
 
 
 class LessonConfig(Strict):
@@ -267,6 +301,9 @@ class CoTrainingConfig(_Model):
     updates: Literal["together", "in_turn"] = "together"
     serve: list[str] = Field(default_factory=list)
     """Roles of which the best on the validation part ships."""
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -392,6 +429,7 @@ Model = Annotated[
     | RocketLaunchingConfig
     | DistillationConfig
     | MutualLearningConfig
+    | EnsembleConfig
     | CoTrainingConfig
     | SlimmableConfig,
     Field(discriminator="objective"),

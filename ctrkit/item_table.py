@@ -3,6 +3,7 @@
     items/keys.npy    int64 [A], sorted: the ads, as 64-bit keys
     items/part.npy    float32, float16 or int8 [A, H], in their order
     items/scale.npy   float32 [A, 1], with int8: row i is part[i] * scale[i]
+    items/part.int8.npy   uint8 [A, H], of the graph in int8: (part - zero_point) * scale, which that graph has
 
 Rows of ads are found here; what stands in them is read by the graph table.onnx, which has part.npy and scale.npy as
 weights. ONNX Runtime maps them into memory: only rows of ads that are asked for take up any, once for all processes.
@@ -19,7 +20,7 @@ from ctrkit.errors import UserError
 from ctrkit.raw_values import Int64Array, RawType, keys_of, typed_array
 from ctrkit.tables import FIRST_ROW, MISSING, Vocabulary
 
-KEYS_FILE, PART_FILE, SCALE_FILE = "keys.npy", "part.npy", "scale.npy"
+KEYS_FILE, PART_FILE, SCALE_FILE, PART_INT8_FILE = "keys.npy", "part.npy", "scale.npy", "part.int8.npy"
 ABSENT = -1
 """Row of an ad that the table has not."""
 

@@ -13,21 +13,25 @@ def binary_cross_entropy(logit_B: Tensor, label_B: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
 
 
-def label_loss(logit_B: Tensor, label_B: Tensor, smoothing: float = 0.0) -> Tensor:
+def label_loss(logit_B: Tensor, label_B: Tensor, smoothing: float = 0.0, *, weight_B: Tensor | None = None) -> Tensor:
     """Binary cross-entropy where there is a label, zero where it is NaN.
 
-    In a batch with labels for some, theirs weigh as much more as there are fewer: its mean is that over the labelled.
+    In a batch with labels for some, theirs weigh as much more as there are fewer: its (weighted) mean is that over the
+    labelled.
 
     Args:
         logit_B: of one network.
         label_B: 0, 1 or NaN.
         smoothing: share of the label that becomes one half.
+        weight_B: of the impressions in that mean; alike if not given.
     """
     known_B = ~label_B.isnan()
     if known_B.all():
         return binary_cross_entropy(logit_B, label_B * (1 - smoothing) + smoothing / 2 if smoothing else label_B)
     target_B = label_B.nan_to_num() * (1 - smoothing) + smoothing / 2
-    share = known_B.float().mean().clamp(min=1 / len(label_B))
+    weight_B = torch.ones_like(label_B) if weight_B is None else weight_B
+    share = (weight_B * known_B).sum() / weight_B.sum()
+    share = torch.where(share > 0, share, 1.0)  # no label at all: zeros
     return binary_cross_entropy(logit_B, target_B) * known_B / share
 
 

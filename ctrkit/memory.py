@@ -84,7 +84,7 @@ def buffer_bytes(recipe: Recipe, model: str, rows: int) -> int:
     """Bytes of the loader's three shuffle buffers: four a value, sequences padded to `max_len`."""
     config = recipe.train_config(model)
     widths = [f.max_len + 1 if isinstance(f, SequenceFeature) else 1 for f in recipe.features.values()]
-    special = 3  # label, weight, origin
+    special = 3 + len({*recipe.models[model].taught_by} & {*recipe.columns.teachers})  # label, weight, origin, scores
     buffered = max(config.shuffle_rows, config.batch_size, recipe.data.row_group_rows)
     return 3 * 4 * min(rows, buffered) * (sum(widths) + special)
 

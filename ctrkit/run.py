@@ -214,7 +214,10 @@ class Run:
         teachers = self.recipe.frozen_teachers(model)
         for of, _ in teachers.values():
             found.setdefault(of, self.trained(of))
-        return {name: found[of].networks()[role] for name, (of, role) in teachers.items()}
+        return {  # by its own name a model teaches through the network that ships, of peers the best
+            name: found[of].inference_model() if name == of else found[of].networks()[role]
+            for name, (of, role) in teachers.items()
+        }
 
     # --- evaluate
 

@@ -38,15 +38,6 @@ def measure_bundles(
     return {name: latency.as_dict() for name, latency in measured.items()}
 
 
-def latency_text(measured: Mapping[str, Mapping[str, Any]], ads: int) -> str:
-    """What `measure_bundles` measured, a line each bundle."""
-    lines = [f"{ads} ads a request, one thread, milliseconds"]
-    for name, latency in measured.items():
-        figures = (f"{p} {latency[p]:.3f}" if latency[p] else f"{p} insufficient" for p in ("p50", "p95", "p99"))
-        lines.append(f"{name}: {'  '.join(figures)}")
-    return "\n".join(lines)
-
-
 def summarize(run: "Run") -> dict[str, Any]:
     """Everything that the run has to show, measured now where it is a latency; written to `summary.json`."""
     evaluation = run.evaluation

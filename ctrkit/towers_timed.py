@@ -43,7 +43,18 @@ def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: i
 
 def measured_again(bundle: Path, requests: Path, budget: Budget) -> dict[str, float]:
     """The percentile of a budget, with its interval, in a new process that has only the bundle."""
-    command = [sys.executable, "-m", "ctrkit.cli", "bench", str(bundle), "--requests", str(requests), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "ctrkit.cli",
+        "bench",
+        str(bundle),
+        "--requests",
+        str(requests),
+        "--json",
+        "--seconds",
+        "0",
+    ]
     command += ["--ads", str(budget.ads), "--repeats", str(budget.repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -12,7 +12,7 @@ from ctrkit.atomic import atomic_directory, read_json, write_json
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
-from ctrkit.config_models import TrainConfig
+from ctrkit.config_models import MutualLearningConfig, TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
@@ -21,12 +21,14 @@ from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.memory import check_memory, free_memory
 from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
+from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
 from ctrkit.training.autoslim import start_from_slice
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
+from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
 from ctrkit.training.tensorboard import tensorboard_writer
@@ -63,6 +65,12 @@ class ModelTraining:
         """The model's [train]."""
         return self.recipe.train_config(self.model)
 
+    @property
+    def _peers_apart(self) -> bool:
+        """Whether each of several processes trains a network of its own."""
+        model = self.recipe.models[self.model]
+        return isinstance(model, MutualLearningConfig) and model.across_processes and self.ranks.size > 1
+
     def fit(self, fingerprint: str) -> dict[str, Any]:
         """Train, or go on; the figures of `result.json`.
 
@@ -71,10 +79,17 @@ class ModelTraining:
                 metric is not defined on the validation part, or training diverges.
         """
         config, ranks = self.config, self.ranks
+        if ranks.size > 1 and getattr(self.recipe.models[self.model], "updates", None) == "in_turn":
+            raise UserError(
+                f"model '{self.model}': networks that learn in turn train in one process, not in {ranks.size}; set "
+                'updates = "together"'
+            )
         num_rows = self.log.encoding.num_rows()
         ranks.on_each(lambda: find_device(config.device, ranks).type)  # what one refuses, all refuse
         device = find_device(config.device, ranks)
-        share = ranks.on_each(lambda: Share.of_process(ranks.rank, ranks.size, config.shards))[ranks.rank]
+        share = Share(0, config.shards, config.shards)
+        if not self._peers_apart:
+            share = ranks.on_each(lambda: Share.of_process(ranks.rank, ranks.size, config.shards))[ranks.rank]
         ranks.on_each(lambda: check_memory(self.recipe, self.model, num_rows, self.log.rows("train"), device, ranks))
         loader = Loader(
             self.log.schema,
@@ -85,7 +100,7 @@ class ModelTraining:
             seed=config.seed,
             negative_rate=config.negative_rate,
             label_rate=config.label_rate,
-            teachers=[name for name in self.recipe.models[self.model].taught_by if name not in self.frozen],
+            teachers=self.recipe.teacher_columns(self.model),
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
@@ -133,10 +148,11 @@ class ModelTraining:
     def _trainer(self, loader: Loader, device: torch.device, fingerprint: str) -> Trainer:
         config, ranks = self.config, self.ranks
         num_rows = self.log.encoding.num_rows()
-        objective = build_objective(self.recipe, self.model, num_rows, frozen=self.frozen, sharded=ranks.size > 1)
-        objective = objective.to(device) if ranks.size == 1 else objective
+        sharded = ranks.size > 1 and not self._peers_apart
+        objective = build_objective(self.recipe, self.model, num_rows, frozen=self.frozen, sharded=sharded)
+        objective = objective if sharded else objective.to(device)
         called: torch.nn.Module = objective
-        if ranks.size > 1:
+        if sharded:
             from ctrkit.training.sharding import shard  # imports all of torchrec.distributed
 
             free = free_memory(device)
@@ -151,6 +167,10 @@ class ModelTraining:
         optimizers, schedulers, towers = build_optimizers(
             objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model)
         )
+        peers = None
+        if self._peers_apart:
+            assert isinstance(objective, CoTraining)
+            peers = PeerRanks(objective, optimizers, ranks)
         return Trainer(
             objective,
             optimizers,
@@ -168,6 +188,7 @@ class ModelTraining:
             keep=config.keep_checkpoints,
             begin=lambda: self._begin(objective),
             ranks=ranks,
+            peers=peers,
             model=called,
             quiet=self.quiet,
             log_scalars=tensorboard_writer(self.directory) if config.tensorboard and ranks.rank == 0 else None,

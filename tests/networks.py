@@ -27,8 +27,19 @@ FEATURES: Mapping[str, Mapping[str, Any]] = {
     "price": {"side": "item", "kind": "dense"},
     "bid": {"side": "item", "kind": "dense"},
 }
+PRIVILEGED: Mapping[str, Mapping[str, Any]] = {
+    "dwell": {"side": "context", "kind": "dense", "privileged": True},  # before the others: columns are not the first
+    "user": FEATURES["user"],
+    "position": {"side": "context", "privileged": True},
+    **{name: spec for name, spec in FEATURES.items() if name != "user"},
+    "scroll": {"side": "context", "kind": "dense", "privileged": True},
+}
+"""The same with features that only training has, among the others."""
 NUM_ROWS = {"user": 12, "item": 20, "tags": 7}
+PRIVILEGED_ROWS = {"position": 5}
 DIM = 4
+TEACHER = "score"
+"""Column of the log with another model's probability, which not every impression has."""
 
 
 def schema(features: Mapping[str, Mapping[str, Any]] = FEATURES) -> Schema:
@@ -37,13 +48,20 @@ def schema(features: Mapping[str, Mapping[str, Any]] = FEATURES) -> Schema:
 
 
 def embedding(
-    features: Mapping[str, Mapping[str, Any]] = FEATURES, *, seed: int = 0, init_std: float = 0.5, **settings: Any
+    features: Mapping[str, Mapping[str, Any]] = FEATURES,
+    *,
+    seed: int = 0,
+    init_std: float = 0.5,
+    privileged: bool = False,
+    **settings: Any,
 ) -> Embedding:
     """Its tables; rows far from zero, so that nothing is small by accident."""
     torch.manual_seed(seed)
     tables = schema(features).tables()
     config = EmbeddingConfig(dim=DIM, init_std=init_std, **settings)
-    return build_embedding(schema(features), config, {t: NUM_ROWS[t] for t in tables})
+    return build_embedding(
+        schema(features), config, {t: {**PRIVILEGED_ROWS, **NUM_ROWS}[t] for t in tables}, privileged=privileged
+    )
 
 
 def network(
@@ -67,14 +85,14 @@ def batch(
 ) -> Batch:
     """Impressions drawn from a seed, those of `take`; lists of any length from none to the longest."""
     rng = np.random.default_rng(seed)
-    known = schema(features)
+    known, num_rows = schema(features), {**PRIVILEGED_ROWS, **NUM_ROWS}
     values: list[int] = []
     lengths: list[int] = []
     for feature in known.sparse_features:
         longest = feature.max_len if isinstance(feature, SequenceFeature) else 1
         shortest = 0 if isinstance(feature, SequenceFeature) else 1
         table = getattr(feature, "table", None) or feature.name
-        lists = [rng.integers(0, NUM_ROWS[table], rng.integers(shortest, longest + 1)).tolist() for _ in range(rows)]
+        lists = [rng.integers(0, num_rows[table], rng.integers(shortest, longest + 1)).tolist() for _ in range(rows)]
         values += [row for ids in lists[take] for row in ids]
         lengths += [len(ids) for ids in lists[take]]
     sparse = KeyedJaggedTensor.from_lengths_sync(
@@ -84,10 +102,12 @@ def batch(
     )
     dense = rng.normal(size=(rows, len(known.dense_features))).astype(np.float32)[take]
     label = rng.integers(0, 2, rows).astype(np.float32)[take]
+    score = np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)).astype(np.float32)[take]
     return Batch(
         sparse=sparse,
         dense_BD=torch.from_numpy(dense.copy()),
         label_B=torch.from_numpy(label.copy()),
         weight_B=torch.ones(len(label)),
         origin_B=torch.zeros(len(label), dtype=torch.int64),
+        teachers={TEACHER: torch.from_numpy(score.copy())},
     )

@@ -41,6 +41,7 @@ def recipe(**sections: Any) -> Recipe:
                     "hint": {"weight": 0.25}, "route": "paper", "train": {"seed": 5},
                 },
                 "taught": {"objective": "distillation", "student": "light", "teachers": ["light"]},
+                "ensemble": {"objective": "ensemble", "members": ["light", "light"]},
                 "peers": {"objective": "mutual_learning", "peers": ["light", "booster"]},
                 "mix": {
                     "objective": "co_training", "networks": {"small": "light", "large": "booster"},

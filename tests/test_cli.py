@@ -156,11 +156,12 @@ def test_score_and_names_that_the_model_does_not_know(capsys: Capture, finished_
 
 def test_bench(capsys: Capture, finished_run: Path) -> None:
     bundles = [str(finished_run / "bundle"), str(finished_run / "bench" / "booster")]
-    found = result(capsys, ["bench", *bundles, "--ads", "3", "--repeats", "120"])
+    found = result(capsys, ["bench", *bundles, "--ads", "3", "--repeats", "120", "--seconds", "0"])
     assert list(found["latency_ms"]) == bundles
     assert all(latency["ads"] == 3 and latency["p50"] > 0 for latency in found["latency_ms"].values())
     requests = str(finished_run / "data" / "requests.jsonl")
-    text = shown(capsys, ["bench", bundles[0], "--ads", "3", "--repeats", "120", "--requests", requests])
+    small = ["--ads", "3", "--repeats", "120", "--seconds", "0"]
+    text = shown(capsys, ["bench", bundles[0], *small, "--requests", requests])
     assert text.startswith("3 ads a request, one thread, milliseconds\n")
     assert "p50 0." in text
     assert "p99 insufficient" in text  # 120 samples tell nothing of the slowest hundredth
@@ -318,7 +319,7 @@ def test_what_serves_imports_nothing_that_trains(finished_run: Path, tmp_path: P
         ["--help"],
         ["run", "--help"],
         ["score", bundle, requests, "--out", str(tmp_path / "scores.jsonl")],
-        ["bench", bundle, "--ads", "3", "--repeats", "120"],
+        ["bench", bundle, "--ads", "3", "--repeats", "120", "--seconds", "0"],
     ]
     program = LIGHT.format(commands=commands)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig
+from ctrkit.data.crossing import Crossing
 from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
@@ -23,6 +24,11 @@ class Networks:
         self._recipe, self._schema, self._num_rows, self._sharded = recipe, recipe.schema_(), num_rows, sharded
         self._shared = self._embedding(privileged=False)
         self._privileged: Embedding | None = None
+
+    @property
+    def crossing(self) -> Crossing:
+        """What makes unexposed candidates of a batch."""
+        return Crossing.of(self._schema)
 
     def _embedding(self, *, privileged: bool) -> Embedding:
         return build_embedding(

@@ -1,6 +1,6 @@
 """The objective of a model, from a recipe's values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,6 +9,7 @@ from ctrkit.config import Recipe
 from ctrkit.config_models import (
     CoTrainingConfig,
     DistillationConfig,
+    EnsembleConfig,
     HintConfig,
     LayerHintConfig,
     MutualLearningConfig,
@@ -58,20 +59,26 @@ def build_objective(
             case PointwiseConfig():
                 return Pointwise(networks.network(config.tower), label_smoothing=config.label_smoothing)
             case RocketLaunchingConfig():
-                return _rocket(config, networks, frozen or {})
+                teachers = recipe.teachers(config.teachers)
+                return _rocket(config, networks, frozen or {}, teachers)
             case DistillationConfig():
-                return _distillation(config, networks, frozen or {})
+                return _distillation(config, networks, frozen or {}, recipe.teachers(config.teachers))
             case MutualLearningConfig():
                 return _mutual(config, networks)
             case CoTrainingConfig():
-                return _co_training(config, networks, frozen or {})
+                return _co_training(config, networks, frozen or {}, recipe.teachers)
+            case EnsembleConfig():
+                members = zip(config.roles, config.members, strict=True)
+                return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
             case SlimmableConfig():
                 return _slimmable(config, networks)
     except ValueError as error:
         raise UserError(f"model '{model}': {error}") from error
 
 
-def _rocket(config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _rocket(
+    config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
     light = networks.network(config.light)
     boosters = {
         role: networks.network(tower, own_tables=config.share == "none")
@@ -80,17 +87,23 @@ def _rocket(config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[s
     first = config.roles[1]
     for light_layer, booster_layer in config.shared_layers:
         _share_layer(light.tower, light_layer, boosters[first].tower, booster_layer)
-    lessons = [Lesson(LIGHT, tuple(config.teachers), _hint(config.teacher_hint), "mean")] if config.teachers else []
+    named = {name: f"frozen {name}" for name in frozen}  # model 'booster' may teach beside this model's own booster
+    heard = tuple(named.get(name, name) for name in teachers)
+    lessons = [Lesson(LIGHT, heard, _hint(config.teacher_hint), "mean")] if heard else []
     return rocket_launching(
         light,
         boosters,
         hint=_hint(config.hint),
         route=config.route,
-        layer_hints=[_layer_hint(LIGHT, hint, first) for hint in config.layer_hints],
-        frozen=frozen,
+        layer_hints=[
+            _layer_hint(LIGHT, hint, first, {**named, **{r: r for r in boosters}}) for hint in config.layer_hints
+        ],
+        frozen={named[name]: network for name, network in frozen.items()},
         lessons=lessons,
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -112,16 +125,22 @@ def _share_layer(light: Tower, light_layer: int, booster: Tower, booster_layer: 
     light.layers[place] = of_booster
 
 
-def _distillation(config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _distillation(
+    config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
+) -> Objective:
+    if config.layer_hints and not frozen:
+        raise ValueError(f"layer_hints need a network that teaches, but {config.teachers} are columns of the log")
     return distillation(
         networks.network(config.student),
-        config.teachers,
+        teachers,
         frozen=frozen,
         hint=_hint(config.hint),
         label_weight=config.label_weight,
-        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen), "")) for hint in config.layer_hints],
+        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen))) for hint in config.layer_hints],
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
@@ -137,10 +156,17 @@ def _mutual(config: MutualLearningConfig, networks: Networks) -> Objective:
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
     )
 
 
-def _co_training(config: CoTrainingConfig, networks: Networks, frozen: Mapping[str, Network]) -> Objective:
+def _co_training(
+    config: CoTrainingConfig,
+    networks: Networks,
+    frozen: Mapping[str, Network],
+    teachers: Callable[[Sequence[str]], tuple[str, ...]],
+) -> Objective:
     return CoTraining(
         {
             role: networks.network(tower, own_tables=role in config.own_tables)
@@ -149,7 +175,7 @@ def _co_training(config: CoTrainingConfig, networks: Networks, frozen: Mapping[s
         [
             Lesson(
                 lesson.student,
-                tuple(lesson.teachers),
+                teachers(lesson.teachers),
                 _hint(lesson.hint),
                 lesson.average,
                 lesson.blocked,
@@ -160,6 +186,8 @@ def _co_training(config: CoTrainingConfig, networks: Networks, frozen: Mapping[s
         frozen=frozen,
         label_weight=config.label_weight,
         label_smoothing=config.label_smoothing,
+        crossing=networks.crossing,
+        unexposed=config.unexposed,
         gradient_to_shared=config.gradient_to_shared,
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
@@ -195,6 +223,9 @@ def _hint(config: HintConfig) -> Hint:
     return Hint(**config.model_dump())
 
 
-def _layer_hint(student: str, config: LayerHintConfig, teacher: str) -> LayerHint:
+def _layer_hint(
+    student: str, config: LayerHintConfig, teacher: str, named: Mapping[str, str] | None = None
+) -> LayerHint:
     teacher = config.teacher or teacher
+    teacher = (named or {}).get(teacher, teacher)
     return LayerHint(student, config.layer, teacher, config.teacher_layer, config.loss, config.weight)

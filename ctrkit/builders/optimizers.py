@@ -41,7 +41,7 @@ def build_optimizers(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for name, tower in objective.towers.items():  # auxiliary heads and projections are the student's: "light-..."
-        own = (rates or {}).get(name.partition("-")[0], TowerRates())
+        own = (rates or {}).get(name.partition("-")[0] or "tower", TowerRates())
         parameters = [parameter for parameter in tower.parameters() if parameter not in seen]
         seen.update(parameters)
         decay = config.weight_decay if own.weight_decay is None else own.weight_decay

@@ -50,7 +50,7 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
         UserError: a value that its feature cannot take, a bad label, or no clicks or nothing but clicks.
     """
     fitting = _Fitting(schema, raw_types_of(source.log, schema))
-    rows, clicks = 0, 0
+    rows, labelled, clicks = 0, 0, 0
 
     def work() -> Iterator[tuple[int, list[Callable[[], Any]]]]:
         for chunk, codes_N in source.stream([schema.label, *fitting.columns()], ["train"], fitting.columns()):
@@ -58,23 +58,24 @@ def fit(source: SplitLog, schema: Schema, advance: Callable[[int], None]) -> Fit
             kept = chunk if train_N.all() else _where(chunk, train_N)
             yield (
                 chunk.columns.num_rows,
-                [partial(_train_labels, chunk, schema.label, train_N), *fitting.counting(kept)],
+                [partial(_train_labels, chunk, schema, train_N), *fitting.counting(kept)],
             )
 
     with ThreadPoolExecutor(worker_threads()) as pool:
         for num_rows, (label_N, *found) in in_order(pool, work()):
-            rows, clicks = rows + len(label_N), clicks + int(label_N.sum())
+            rows, labelled = rows + len(label_N), labelled + int(np.count_nonzero(~np.isnan(label_N)))
+            clicks += int(np.nansum(label_N))
             for add in found:
                 add()
             advance(num_rows)
     fitting.merge()
     if rows == 0:
         raise UserError("data.split leaves the train part empty; choose other files, values or shares")
-    if clicks in (0, rows):
+    if clicks in (0, labelled):
         what = "no click" if clicks == 0 else "nothing but clicks"
         raise UserError(
-            f"column '{schema.label}' has {what} in the {rows:,} rows of the train part; nothing can be learnt from "
-            "that: check columns.label and data.split"
+            f"column '{schema.label}' has {what} in the {labelled:,} rows of the train part; nothing can be learnt "
+            "from that: check columns.label and data.split"
         )
     encoding = Encoding(schema, fitting.raw_types, fitting.tables(), fitting.scalings())
     warnings = [*_float_ids(source.log.schema, schema), *fitting.warnings]
@@ -93,8 +94,10 @@ def _float_ids(columns: pa.Schema, schema: Schema) -> Iterator[str]:
             yield f"feature '{feature.name}': ids stored as floats (column '{feature.source}') are taken as integers"
 
 
-def _train_labels(chunk: Chunk, column: str, train_N: npt.NDArray[np.bool_]) -> Float32Array:
-    return labels(chunk, column)[train_N]  # in this order, so that a message names the row
+def _train_labels(chunk: Chunk, schema: Schema, train_N: npt.NDArray[np.bool_]) -> Float32Array:
+    return labels(chunk, schema.label, unlabelled=schema.unlabelled)[
+        train_N
+    ]  # in this order, so that a message names the row
 
 
 def _where(chunk: Chunk, mask_N: npt.NDArray[np.bool_]) -> Chunk:

@@ -27,6 +27,19 @@ tower = "booster"
 objective = "rocket_launching"
 light = "light"
 booster = "booster"
+
+# four light nets, each with tables of its own, that teach the one that ships: on the log and on candidates nobody saw
+[models.ensemble]
+objective = "ensemble"
+members = ["light", "light", "light", "light"]
+
+[models.distilled]
+objective = "distillation"
+student = "light"
+teachers = ["ensemble"]
+label_weight = 0.5
+hint = { loss = "soft_bce", weight = 0.5 }
+unexposed = 1.0
 """
 
 

@@ -1,15 +1,15 @@
 """A network into a bundle: exported, proven equal to torch on held-out rows and on raw requests, then written."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ctrkit.bundle import MODEL, WEIGHTS, Bundle, Golden, write_bundle
 from ctrkit.data.batch import Batch
@@ -18,12 +18,11 @@ from ctrkit.errors import UserError
 from ctrkit.export.arrays import NetworkArrays
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.gate import HeldOutRows, Limits, measured
+from ctrkit.export.int8 import Int8, KeptTable
 from ctrkit.export.items import AdsFile, write_item_table
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs, parity
-from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
-from ctrkit.export.quantize import quantizations
+from ctrkit.export.plain_network import PlainNetwork, graph_inputs, in_torch
 from ctrkit.export.serving_graphs import (
-    FIRST_LAYER,
     HEAD,
     HEAD_INT8,
     ITEM,
@@ -31,13 +30,12 @@ from ctrkit.export.serving_graphs import (
     write_head,
     write_item,
     write_model,
-    write_observed,
     write_table,
 )  # fmt: skip
 from ctrkit.export.tables import as_float32, stored
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.item_table import ItemTable
-from ctrkit.manifest import ADS, ITEMS, MODEL_INT8, TABLE, TABLE_INT8, Approximation, ItemTableEntry, TablePrecision
+from ctrkit.manifest import ADS, ITEMS, TABLE, Approximation, ItemTableEntry, TablePrecision
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder
@@ -168,23 +166,32 @@ class _Export:
         requests = self._golden_requests(requests)
         encoder = RequestEncoder(self._encoding, ignore_unknown=True)
         encoded = [encoder.encode(r.user, r.items, r.context)[0] for r in requests]
-        scores = [_in_torch(plain, feeds) for feeds in encoded]
+        scores = [in_torch(plain, feeds) for feeds in encoded]
         self.place.mkdir()
         with WeightFile(self.place / WEIGHTS) as weights:
             write_model(arrays, weights, self.place / MODEL)
             if self._ads is not None:
                 write_item(arrays, weights, self.place / ITEM)
                 write_head(arrays, weights, self.place / HEAD)
-            expected = [(inputs, _in_torch(plain, inputs)) for inputs in self._inputs]
+            expected = [(inputs, in_torch(plain, inputs)) for inputs in self._inputs]
             pairs = [*expected, *zip(encoded, scores, strict=True)]
             self.parity = parity(Graph(self.place / MODEL), pairs)
             if self._ads is not None:
                 self.parity = max(self.parity, parity(TwoGraphs(self.place), pairs))
                 self._write_table(self._ads, arrays, weights)
+            approximate: dict[str, Graph | TwoGraphs] = {}
+            if self._ads is not None and self.tables != "float32":
+                approximate["item_table"] = TwoGraphs(self.place, kept=self._kept_part)
             if self._rewrites.int8:
-                self._write_int8(arrays, weights, plain)
+                judge = partial(self._measured, "int8", plain)
+                table = None if self._ads is None else KeptTable(self._kept, self._kept_part)
+                approximate |= self._write_int8(Int8(self.place, arrays, weights, expected, table, judge))
         self.golden = Golden(
-            tuple(requests), tuple(tuple(of_ads.tolist()) for of_ads in scores), approximate=self._approximate(encoded)
+            tuple(requests),
+            tuple(tuple(of_ads.tolist()) for of_ads in scores),
+            approximate={
+                way: tuple(tuple(graph(feeds).tolist()) for feeds in encoded) for way, graph in approximate.items()
+            },
         )
         for name in (ITEM, HEAD, HEAD_INT8):
             (self.place / name).unlink(missing_ok=True)
@@ -224,83 +231,40 @@ class _Export:
                     write_item(candidate, weights, place / ITEM)
                     write_head(candidate, weights, place / HEAD)
                     graph = TwoGraphs(place, kept=self._kept_part)
-            return self._passes("tables", PlainNetwork(self._network, self._encoding.schema), graph)
+            found = self._measured("tables", PlainNetwork(self._network, self._encoding.schema), graph)
+        self.approximations["tables"] = found
+        return found.accepted
 
     def _kept_part(self, part_NH: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return as_float32(stored(part_NH, self.tables))
 
-    def _write_int8(self, arrays: NetworkArrays, weights: WeightFile, plain: PlainNetwork) -> None:
-        """The int8 graphs that pass; else nothing of them is left.
+    def _write_int8(self, int8: Int8) -> dict[str, Graph | TwoGraphs]:
+        """The int8 graphs that pass, as ways to a score."""
+        found, ways = int8.write()
+        if found:
+            self.approximations["int8"] = max(found, key=lambda one: one.max_difference)
+        else:
+            self._say("  int8: the network has no layer that it would make faster")
+        return ways
 
-        First all layers but the last; if that changes too much, all but the first and the last: embeddings of few
-        impressions are small, and rounding hits them most.
-        """
-        observed = self.place / "observed.onnx"
-        start = weights.mark()
-        keys = write_observed(arrays, weights, observed)
-        how = quantizations(observed, keys, self._inputs) if keys else {}
-        observed.unlink()
-        weights.rewind(start)
-        attempts = [how, {key: found for key, found in how.items() if key != FIRST_LAYER}]
-        for attempt in attempts if len(how) > len(attempts[1]) else attempts[:1]:
-            if not attempt:
-                self._say("  int8: the network has no layer that it would make faster")
-                return
-            write_model(arrays, weights, self.place / MODEL_INT8, attempt)
-            graphs: list[Graph | TwoGraphs] = [Graph(self.place / MODEL_INT8)]
-            if self._ads is not None:
-                write_head(arrays, weights, self.place / HEAD_INT8, attempt)
-                graphs.append(TwoGraphs(self.place, HEAD_INT8, self._kept_part))
-            self.approximations.pop("int8", None)
-            if all(self._passes("int8", plain, graph) for graph in graphs):
-                if self._ads is not None:
-                    write_table(arrays, weights, self.place / TABLE_INT8, self._kept, attempt)
-                return
-            for name in (MODEL_INT8, HEAD_INT8):
-                (self.place / name).unlink(missing_ok=True)
-            weights.rewind(start)
-
-    def _passes(self, name: str, plain: PlainNetwork, graph: Graph | TwoGraphs) -> bool:
-        """Measure an approximation against torch on the rows that judge."""
+    def _measured(self, name: str, plain: PlainNetwork, graph: Graph | TwoGraphs) -> Approximation:
+        """An approximation against torch on the rows that judge."""
         assert self._judged is not None
         exact, approximate = [], []
         for batch in self._judged.batches():
             inputs = self._arrays(batch)
-            exact.append(_in_torch(plain, inputs))
+            exact.append(in_torch(plain, inputs))
             approximate.append(graph(inputs))
         found = measured(_joined(exact), _joined(approximate), self._judged, self._rewrites.limits)
-        known = self.approximations.get(name)
-        if known is None or (known.accepted and found.max_difference > known.max_difference) or not found.accepted:
-            self.approximations[name] = found
         gauc = "no GAUC" if found.gauc_change is None else f"GAUC {found.gauc_change:+.1e}"
         verdict = "kept" if found.accepted else f"left out: {found.reason}"
         off = f"probability at most {found.max_difference:.1e} off"
         self._say(f"  {name} ({graph.path.name}): {gauc}, {off}; {verdict}")
-        return found.accepted
-
-    def _approximate(self, encoded: Iterable[Arrays]) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Golden scores of the ways that are not exact."""
-        ways: dict[str, Graph | TwoGraphs] = {}
-        if self._ads is not None and self.tables != "float32":
-            ways["item_table"] = TwoGraphs(self.place, kept=self._kept_part)
-        if (self.place / MODEL_INT8).exists():
-            ways["int8"] = Graph(self.place / MODEL_INT8)
-            if self._ads is not None:
-                ways["item_table_int8"] = TwoGraphs(self.place, HEAD_INT8, self._kept_part)
-        return {way: tuple(tuple(graph(feeds).tolist()) for feeds in encoded) for way, graph in ways.items()}
+        return found
 
 
 def _kept(arrays: NetworkArrays, precision: TablePrecision) -> NetworkArrays:
     return replace(arrays, stacks={dim: stored(t, precision) for dim, t in arrays.stacks.items()})
-
-
-def _in_torch(plain: PlainNetwork, inputs: Arrays) -> npt.NDArray[np.float32]:
-    """Torch's probabilities [N], what is the user's or the context's repeated."""
-    num_ads = max(map(len, inputs.values()))
-    with torch.no_grad():
-        tensors = repeated({name: torch.from_numpy(array) for name, array in inputs.items()}, num_ads)
-        probability_N: npt.NDArray[np.float32] = plain.eval()(tensors).numpy()
-    return probability_N
 
 
 def _joined(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:

@@ -38,9 +38,13 @@ class GraphBuilder:
 
     def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """The first output of a node; an input "" is one left out."""
-        output = f"/{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, list(inputs), [output], domain=domain, **attributes))
-        return output
+        return self.nodes(1, operator, *inputs, domain=domain, **attributes)[0]
+
+    def nodes(self, count: int, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
+        """The first outputs of a node."""
+        outputs = [f"/{operator}_{len(self._nodes)}" + (f"_{i}" if i else "") for i in range(count)]
+        self._nodes.append(helper.make_node(operator, list(inputs), outputs, domain=domain, **attributes))
+        return outputs
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
         """A weight, shared with the other graphs that have one of this name."""

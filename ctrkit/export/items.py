@@ -1,6 +1,7 @@
 """The item table of a bundle, from a file of ads."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from ctrkit.data.encode import encode_feature
 from ctrkit.data.ids import id_keys
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
+from ctrkit.export.network_graph import Rounding
 from ctrkit.export.parity import Graph
 from ctrkit.export.serving_graphs import KeptItems
-from ctrkit.export.tables import RowwiseInt8, stored
+from ctrkit.export.tables import RowwiseInt8, as_float32, stored
 from ctrkit.export.weight_file import without_denormals
 from ctrkit.graph import Feeds, side_features
-from ctrkit.item_table import KEYS_FILE, PART_FILE, SCALE_FILE
+from ctrkit.item_table import KEYS_FILE, PART_FILE, PART_INT8_FILE, SCALE_FILE
 from ctrkit.manifest import ItemTableEntry, TablePrecision
 from ctrkit.raw_values import Int64Array, RawType
 
@@ -137,6 +139,29 @@ def write_item_table(
     )
     entry = ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
     return entry, kept
+
+
+def rounding_of(kept: KeptItems, others: Iterable[npt.NDArray[np.float32]]) -> Rounding:
+    """What keeps every number of an item table, and of the parts of other ads, in uint8."""
+    bounds = [(float(part.min()), float(part.max())) for part in itertools.chain(_parts(kept), others)]
+    return Rounding.between(min(low for low, _ in bounds), max(high for _, high in bounds))
+
+
+def write_int8_part(directory: Path, kept: KeptItems, rounding: Rounding) -> KeptItems:
+    """Write an item table's parts in uint8 beside those that it has."""
+    shape = kept.part[1].shape
+    part_AH = np.lib.format.open_memmap(directory / PART_INT8_FILE, mode="w+", dtype=np.uint8, shape=shape)
+    for start, part in zip(range(0, shape[0], _CHUNK), _parts(kept), strict=True):
+        part_AH[start : start + _CHUNK] = rounding(part)
+    return KeptItems(_kept(directory / PART_INT8_FILE, part_AH), None)
+
+
+def _parts(kept: KeptItems) -> Iterator[npt.NDArray[np.float32]]:
+    """The parts of some thousand ads at a time."""
+    for start in range(0, len(kept.part[1]), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        part = kept.part[1][rows]
+        yield as_float32(part if kept.scale is None else RowwiseInt8(part, kept.scale[1][rows]))
 
 
 def _kept(path: Path, array: npt.NDArray[Any]) -> tuple[str, npt.NDArray[Any], int]:

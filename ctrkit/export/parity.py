@@ -9,7 +9,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from ctrkit.errors import UserError
-from ctrkit.export.serving_graphs import HEAD, ITEM, PART
+from ctrkit.export.network_graph import PART
+from ctrkit.export.serving_graphs import HEAD, ITEM
 
 MAX_DIFFERENCE = 1e-6
 """Largest difference of probability between torch and ONNX Runtime that an exact graph may have."""

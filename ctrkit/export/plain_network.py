@@ -1,7 +1,10 @@
 """A trained network as plain gathers and matrix products in torch: what every exported graph must be equal to."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -95,3 +98,12 @@ def repeated(inputs: Inputs, num_ads: int) -> Inputs:
     return {
         name: x.expand(num_ads, *x.shape[1:]).contiguous() if len(x) != num_ads else x for name, x in inputs.items()
     }
+
+
+def in_torch(plain: PlainNetwork, inputs: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """Torch's probabilities [N] for inputs as arrays; what is the user's or the context's is repeated."""
+    num_ads = max(map(len, inputs.values()))
+    with torch.no_grad():
+        tensors = repeated({name: torch.from_numpy(array) for name, array in inputs.items()}, num_ads)
+        probability_N: npt.NDArray[np.float32] = plain.eval()(tensors).numpy()
+    return probability_N

@@ -1,7 +1,15 @@
 """How good a CTR model is: numpy in, numbers out, no torch."""
 
 from ctrkit.metrics.auc import auc, rela_impr
-from ctrkit.metrics.bootstrap import Difference, Interval, bootstrap_intervals, holm, paired_bootstrap
+from ctrkit.metrics.bootstrap import (
+    Difference,
+    Interval,
+    Ratio,
+    bootstrap_intervals,
+    holm,
+    paired_bootstrap,
+    share_of_gap,
+)
 from ctrkit.metrics.churn import Churn, churn, mean_churn
 from ctrkit.metrics.field import FieldCalibration, FieldPartial, FieldValue, field_calibration_error
 from ctrkit.metrics.gauc import GAUC, Coverage, GAUCPartial, GroupAUCs, gauc, group_aucs
@@ -32,6 +40,7 @@ __all__ = [
     "GroupAUCs",
     "Interval",
     "Other",
+    "Ratio",
     "ReliabilityCurve",
     "Report",
     "ReportPartial",
@@ -55,5 +64,6 @@ __all__ = [
     "rela_impr",
     "reliability_curve",
     "shard_of_groups",
+    "share_of_gap",
     "user_activity",
 ]

@@ -234,9 +234,8 @@ class Embedding(nn.Module):
             if weight_VE.requires_grad:
                 weight_VE.grad_dtype = torch.float32  # not kept by copies of a parameter, so said each time
             single_BX, *pooled = look_up(weight_VE, address)
-            features = self._unpooled(int(dim))
-            while features:
-                lists[features[-1]] = Lists(pooled.pop(), _length(batch, features.pop()))
+            for feature in reversed(self._unpooled(int(dim))):
+                lists[feature] = Lists(pooled.pop(), _length(batch, feature))
             parts.append(single_BX)
             parts += [  # of L features: [L B, E] to [B, L E]
                 pooled_ME.view(-1, len(batch), pooled_ME.shape[1]).transpose(0, 1).flatten(1) for pooled_ME in pooled

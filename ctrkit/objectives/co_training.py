@@ -4,7 +4,7 @@ A method is a choice of networks (with shared or own tables), of lessons (who he
 of what a student's gradient may reach: see the functions in `rocket_launching`, `distillation` and `mutual_learning`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.func import functional_call
 
 from ctrkit.data.batch import Batch
+from ctrkit.data.crossing import Crossing
 from ctrkit.losses import label_loss, mean_probability
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
@@ -44,6 +45,8 @@ class CoTraining(Objective):
         label_smoothing: share of the label that becomes one half.
         gradient_to_shared: share of a network's gradient that reaches what it shares with others, tables or layers,
             where it is not 1.
+        crossing: makes unexposed candidates of a batch; on them the hints act as well, on top of the batch's own.
+        unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
         shipped: roles that may ship; the first network if not given.
@@ -59,6 +62,8 @@ class CoTraining(Objective):
         label_weight: Mapping[str, float] | None = None,
         label_smoothing: float = 0.0,
         gradient_to_shared: Mapping[str, float] | None = None,
+        crossing: Crossing | None = None,
+        unexposed: float = 0.0,
         in_turn: bool = False,
         shipped: Sequence[str] = (),
     ) -> None:
@@ -67,10 +72,14 @@ class CoTraining(Objective):
         self.frozen = Frozen(frozen or {})
         self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
         self.gradient_to_shared = dict(gradient_to_shared or {})
+        self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
         self.turns = len(networks) if in_turn else 1
+        self._held: str | None = None
+        self._exchange: Callable[[Tensor], list[Tensor]] = lambda logit_B: [logit_B]
         if any(lesson.hint.gradient_share is not None for lesson in self.lessons):
             self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
         self._shared_layers = _shared_parameters(networks)
+        self._check_names(networks, frozen or {})
         for lesson in self.lessons:
             if lesson.auxiliary:
                 widths = networks[lesson.student].tower.hidden_widths
@@ -85,15 +94,41 @@ class CoTraining(Objective):
                 raise ValueError(f"attention transfer takes layers of one width, not {widths[0]} and {widths[1]}")
             self.towers[f"{hint.student}-projection-{index}"] = nn.Linear(*widths)
 
+    def _check_names(self, networks: Mapping[str, Network], frozen: Mapping[str, Network]) -> None:
+        """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
+        for name in networks.keys() & frozen.keys():
+            raise ValueError(f"'{name}' is the name of a network and of a frozen teacher; rename one of them")
+        students = {lesson.student for lesson in self.lessons}
+        pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
+        pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
+        for student, teacher in pairs:
+            if student == teacher:
+                raise ValueError(f"'{student}' would teach itself; name another teacher")
+        for role in networks:
+            if self.label_weight.get(role, 1.0) == 0 and role not in students:
+                raise ValueError(f"'{role}' learns from nothing: its label weight is 0, and it is no lesson's student")
+
     def _widths(self, hint: LayerHint) -> tuple[int, int]:
         found = []
+        known = {**self.networks(), **self.frozen.networks()}
         for name, layer in ((hint.student, hint.layer), (hint.teacher, hint.teacher_layer)):
-            network = self.networks().get(name) or self.frozen.network(name)
+            if name not in known:
+                raise ValueError(f"layer hint: '{name}' is no network: {', '.join(sorted(known))}")
+            network = known[name]
             widths = network.tower.hidden_widths
             if layer >= len(widths):
                 raise ValueError(f"layer hint: '{name}' has {len(widths)} hidden layers, the last is {len(widths) - 1}")
             found.append(widths[layer])
         return found[0], found[1]
+
+    def hold(self, role: str, exchange: Callable[[Tensor], list[Tensor]]) -> None:
+        """Train one network here, the others in processes of their own (`ctrkit.training.peer_ranks`).
+
+        Args:
+            role: of the one.
+            exchange: called with its logit[B]; gives the logits of all networks, in their order.
+        """
+        self._held, self._exchange = role, exchange
 
     # --- forward
 
@@ -135,57 +170,104 @@ class CoTraining(Objective):
         """Label losses and weighted hints; with `in_turn` those of one network."""
         roles = list(self.networks())
         taught = roles if self.turns == 1 else [roles[turn]]
-        traces = self._traces(batch, taught)
-        if len(taught) < len(roles):
-            with torch.no_grad():
-                traces |= self._traces(batch, [role for role in roles if role not in taught])
-        with torch.no_grad():
-            traces |= self.frozen.traces(batch)
+        if self._held is not None and self.training:
+            taught = [self._held]
+        traces = self._all_traces(batch, taught)
         found: dict[str, Tensor] = {}
         for role in taught:
             weight = self.label_weight.get(role, 1.0)
             if weight:
-                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing)
+                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
                 found[role] = loss_B if weight == 1 else weight * loss_B
-        students = {lesson.student for lesson in self.lessons}
-        for index, lesson in enumerate(self.lessons):
-            if lesson.student in taught:
-                name = "hint" if len(students) == 1 else f"hint_{lesson.student}"
-                hint_B = self._hint(index, lesson, traces, batch, step)
-                found[name] = found[name] + hint_B if name in found else hint_B
+        found |= self._hints(taught, traces, batch, step, "hint")
+        if self.unexposed and self.training:
+            candidates = self._candidates(batch, step)
+            hints = self._hints(taught, self._all_traces(candidates, taught), candidates, step, "unexposed_hint")
+            found |= {name: self.unexposed * hint_B for name, hint_B in hints.items()}
         for index, layer_hint in enumerate(self.layer_hints):
             if layer_hint.student in taught:
                 name = f"layer_hint_{index}"
                 found[name] = self._layer_hint(index, layer_hint, traces)
+        if self._held is not None:  # every process has every name, for their sums over all
+            return {name: found.get(name, torch.zeros_like(batch.weight_B)) for name in self._names()}
+        return found
+
+    def _names(self) -> list[str]:
+        """Names of all losses."""
+        labels = [role for role in self.networks() if self.label_weight.get(role, 1.0)]
+        kinds = ["hint", *(["unexposed_hint"] if self.unexposed and self.training else [])]
+        hints = [self._hint_name(kind, lesson.student) for kind in kinds for lesson in self.lessons]
+        return list(dict.fromkeys([*labels, *hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
+
+    def _hint_name(self, kind: str, student: str) -> str:
+        return kind if len({lesson.student for lesson in self.lessons}) == 1 else f"{kind}_{student}"
+
+    def _all_traces(self, batch: Batch, taught: Sequence[str]) -> dict[str, Traced]:
+        """Of the networks that are taught, with gradients, and of all others."""
+        traces = self._traces(batch, taught)
+        if self._held is not None and self.training:
+            logits = self._exchange(traces[self._held].logit_B)
+            others = {role: Traced([], logits[i]) for i, role in enumerate(self.networks()) if role != self._held}
+            with torch.no_grad():
+                return traces | others | self.frozen.traces(batch)
+        with torch.no_grad():
+            traces |= self._traces(batch, [role for role in self.networks() if role not in taught])
+            return traces | self.frozen.traces(batch)
+
+    def _candidates(self, batch: Batch, step: int) -> Batch:
+        assert self.crossing is not None
+        drawn = torch.randperm(len(batch), generator=torch.Generator().manual_seed(step))  # alike in every process
+        return self.crossing(batch, drawn.to(batch.label_B.device))
+
+    def _hints(
+        self, taught: Sequence[str], traces: Mapping[str, Traced], batch: Batch, step: int, name: str
+    ) -> dict[str, Tensor]:
+        """The weighted hints of the lessons, by `name`, and by student if there are several."""
+        found: dict[str, Tensor] = {}
+        for index, lesson in enumerate(self.lessons):
+            if lesson.student in taught:
+                key = self._hint_name(name, lesson.student)
+                hint_B = self._hint(index, lesson, traces, batch, step)
+                found[key] = found[key] + hint_B if key in found else hint_B
         return found
 
     def _hint(self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int) -> Tensor:
+        """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
             student_B = single_logit(self.towers[_auxiliary(lesson.student)], traces[lesson.student].hidden[-1])
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
+        known_B = ~torch.stack(teachers).isnan().any(0)
+        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         if lesson.average == "mean":
             teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
-            weight *= self._scale(index, lesson, student_B, teachers, batch.label_B, step)
-        return weight * _mean_hint(lesson, student_B, teachers)
+            weight *= self._scale(index, lesson, student_B, teachers, known_B, batch.label_B, step)
+        return weight * _mean_hint(lesson, student_B, teachers) * known_B
 
     def _scale(
-        self, index: int, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], label_B: Tensor, step: int
+        self,
+        index: int,
+        lesson: Lesson,
+        student_B: Tensor,
+        teachers: Sequence[Tensor],
+        known_B: Tensor,
+        label_B: Tensor,
+        step: int,
     ) -> float:
         """What brings the hint to its share of the label loss's gradient; 0 while that is measured."""
         assert lesson.hint.gradient_share is not None
         assert isinstance(self.gradient_squares, Tensor)
         squares = self.gradient_squares[index]
-        if step >= MEASURED_STEPS or not self.training:
+        if step >= MEASURED_STEPS or not self.training or label_B.isnan().all():
             label, hint = squares.tolist()
             return float(lesson.hint.gradient_share * (label / hint) ** 0.5) if hint > 0 else 0.0
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
-            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers])
+            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
             losses = (label_loss(logit_B, label_B), hint_B)
             gradients = [torch.autograd.grad(loss_B.sum(), logit_B)[0] for loss_B in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
@@ -213,15 +295,14 @@ class Frozen(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def network(self, name: str) -> Network:
-        """One of them."""
-        found = self._members[self._names.index(name)]
-        assert isinstance(found, Network)
-        return found
+    def networks(self) -> dict[str, Network]:
+        """All of them, by name."""
+        members = zip(self._names, self._members, strict=True)
+        return {name: network for name, network in members if isinstance(network, Network)}
 
     def traces(self, batch: Batch) -> dict[str, Traced]:
         """What they make of a batch."""
-        members = {name: self.network(name) for name in self._names}
+        members = self.networks()
         embeddings = {id(e): e for network in members.values() for e in network.embeddings}
         read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
         given = {name: network.vectors(lambda e: read[id(e)]) for name, network in members.items()}
@@ -246,10 +327,8 @@ class _Traceable(nn.Module):
 
 
 def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
-    """Mean over the teachers; zero where one has nothing to say (a column of the log without a score)."""
-    losses_KB = torch.stack([lesson.hint(student_B, teacher_B.nan_to_num()) for teacher_B in teachers])
-    known_B = ~torch.stack([teacher_B.detach() for teacher_B in teachers]).isnan().any(0)
-    return losses_KB.mean(0) * known_B
+    """Mean over the teachers."""
+    return torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers]).mean(0)
 
 
 def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:

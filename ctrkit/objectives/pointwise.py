@@ -22,7 +22,8 @@ class Pointwise(Objective):
 
     def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """The label loss."""
-        return {"label": label_loss(self.inference_model()(batch), batch.label_B, self.label_smoothing)}
+        logit_B = self.inference_model()(batch)
+        return {"label": label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """The network's logit."""

@@ -29,18 +29,18 @@ class RunningLosses:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, losses: Mapping[str, float]) -> None:
-        """Count a batch."""
+        """Count a step; each term by itself, since networks that learn in turn have theirs in different steps."""
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
         """By name."""
-        return {name: round(total / self._count, 6) for name, total in self._sums.items()}
+        return {name: round(total / self._counts[name], 6) for name, total in self._sums.items()}
 
     def clear(self) -> None:
         """Begin anew."""
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}

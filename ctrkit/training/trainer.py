@@ -21,6 +21,8 @@ from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints, Found, StoredTensors
+from ctrkit.training.gradient_norms import table_gradient_norms
+from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.progress import Progress, RunningLosses
 from ctrkit.training.ranks import Ranks
 
@@ -55,6 +57,7 @@ class Trainer:
         keep: checkpoints that stay, beside the best one.
         begin: called before the first step of a training that does not go on from a checkpoint.
         ranks: that train together, each with its share of every batch; all of them call `fit`.
+        peers: where each rank trains one network on the same batches, in the place of a share of every batch.
         model: what is called for the losses of a batch; the objective if not given.
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
@@ -80,6 +83,7 @@ class Trainer:
         keep: int = 1,
         begin: Callable[[], None] = lambda: None,
         ranks: Ranks | None = None,
+        peers: PeerRanks | None = None,
         model: nn.Module | None = None,
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
@@ -97,6 +101,8 @@ class Trainer:
         self.precision = precision
         self.begin = begin
         self.ranks = ranks or Ranks()
+        self.peers = peers
+        self._batch_ranks = Ranks() if peers else self.ranks  # that share a batch
         self.model = model or objective
         self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
@@ -128,7 +134,7 @@ class Trainer:
                     if self._evaluation_due(train.num_batches):
                         if self.progress.batches == train.num_batches:
                             self.progress.epoch, self.progress.batches = self.progress.epoch + 1, 0
-                        self._evaluate(evaluate, running)
+                        self._evaluate(evaluate, running, batch)
                         self._mark = time.perf_counter()
                         if self._finished():
                             break
@@ -175,7 +181,7 @@ class Trainer:
         here = torch.stack(
             [batch.weight_B.sum(dtype=torch.float64).cpu(), torch.tensor(len(batch), dtype=torch.float64)]
         )
-        weight, rows = self.ranks.sum(here).tolist()
+        weight, rows = self._batch_ranks.sum(here).tolist()
         rows = int(rows)
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
             for turn in range(self.objective.turns):
@@ -201,13 +207,15 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
-        torch.autograd.backward(sums.sum() * (self.ranks.size / weight))
+        torch.autograd.backward(sums.sum() * (self._batch_ranks.size / weight))
         if self.clipped:
             norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
+            if self.peers:
+                self.ranks.sum(norm)  # what stops one stops all
             if not math.isfinite(norm.item()):
                 raise self._diverged(batch, train, "the gradient")
         for optimizer in self.optimizers:
-            if self.objective.turns == 1 or _has_gradient(optimizer):
+            if (self.objective.turns == 1 and not self.peers) or _has_gradient(optimizer):
                 optimizer.step()
         running.add(dict(zip(losses, means.tolist(), strict=True)))
 
@@ -230,8 +238,11 @@ class Trainer:
             + (f"The last good checkpoint is kept: {kept.path}." if kept else "There is no checkpoint yet.")
         )
 
-    def _evaluate(self, evaluate: Evaluate, running: RunningLosses) -> None:
-        self._average_buffers()
+    def _evaluate(self, evaluate: Evaluate, running: RunningLosses, batch: Batch) -> None:
+        if self.peers:
+            self.peers.gather(self.progress.step)
+        else:
+            self._average_buffers()
         reports = evaluate(self.objective)
         candidates = {role: check_monitor(self.monitor, reports[role]) for role in self.objective.candidates()}
         sign = 1 if METRICS[self.monitor] else -1
@@ -245,6 +256,7 @@ class Trainer:
             "rows": progress.rows,
             "seconds": round(progress.seconds, 3),
             "losses": running.means(),
+            **self._gradient_norms(batch),
             "valid": {role or "model": _brief(report) for role, report in reports.items()},
         }
         running.clear()
@@ -253,6 +265,13 @@ class Trainer:
             progress.best, progress.best_step, progress.best_role = value, progress.step, role
         self._save(best=better)
         self._log(line)
+
+    def _gradient_norms(self, batch: Batch) -> dict[str, Any]:
+        """What each loss does to the tables, where there are several and one process that has them all."""
+        if self.ranks.size > 1 or not len(batch) or batch.weight_B.sum() == 0 or len(self.objective.networks()) == 1:
+            return {}
+        norms = table_gradient_norms(self.objective, batch, self.progress.step)
+        return {"table_gradient_norms": {name: float(f"{norm:.4g}") for name, norm in norms.items()}}
 
     def _average_buffers(self) -> None:
         """Batch norm's statistics, each rank's own until here: what is judged and saved is one network."""
@@ -264,6 +283,8 @@ class Trainer:
         if self.log_scalars is not None:
             for name, value in line["losses"].items():
                 self.log_scalars(f"loss/{name}", value, line["step"])
+            for name, value in line.get("table_gradient_norms", {}).items():
+                self.log_scalars(f"table_gradient_norm/{name}", value, line["step"])
             for role, report in line["valid"].items():
                 for name, value in report.items():
                     if value is not None:

@@ -315,6 +315,11 @@ def _start_tower(objective: Objective, name: str, columns: Columns, encoding: En
     """Copy a tower, the first layer's weight by feature."""
     prefix, first = f"towers.{name}.", f"{_FIRST_LAYER}.weight"
     state: dict[str, Tensor] = objective.towers[name].state_dict()
+    if first not in state:
+        raise UserError(
+            f"train.warm_start: tower '{name}' is a {type(objective.towers[name]).__name__}, whose inputs are not "
+            "known by feature; only towers of kind mlp start from others: leave it out"
+        )
     for key, tensor in state.items():
         stored = source.tensors.specs.get(prefix + key)
         ours, theirs = tuple(tensor.shape), None if stored is None else stored.shape

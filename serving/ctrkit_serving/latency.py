@@ -20,7 +20,9 @@ from ctrkit_serving.scorer import Scorer
 PERCENTILES = (50, 95, 99)
 _NORMAL_95 = 1.96
 _CONTROL = np.linspace(-3.0, 3.0, 50_000)
-"""The control kernel takes their hyperbolic tangent ten times: no memory to wait for, no thread but the caller's."""
+
+Ads = int | tuple[int, int] | None
+"""Ads a request: so many, from so many to so many (each number as likely), or as many as the requests have."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Latency:
     """What one scorer took."""
 
     ads: int
+    """Their median over the requests."""
     samples: int
     total: Quantiles
     """`Scorer.score`: from raw values to probabilities."""
@@ -77,7 +80,7 @@ def measure(
     scorers: Mapping[str, Scorer],
     requests: Sequence[Request],
     *,
-    ads: int = 400,
+    ads: Ads = 400,
     repeats: int = 1000,
     warmup: int = 50,
     seed: int = 0,
@@ -87,7 +90,7 @@ def measure(
 
     Args:
         scorers: by name.
-        requests: real ones; each is resampled to exactly `ads` ads. Rows stay rows, columns columns.
+        requests: real ones; each is resampled to `ads` ads. Rows stay rows, columns columns.
         ads: N.
         repeats: timed calls of each scorer; p99 needs 1000 for a number.
         warmup: calls of each scorer before the clock counts.
@@ -98,9 +101,10 @@ def measure(
         UserError: there is no scorer, no request with an ad, or a request that does not fit a scorer.
     """
     rng = np.random.default_rng(seed)
-    sized = [resample(request, ads, rng) for request in requests if request.num_ads]
-    if not sized or not scorers or ads < 1:
-        raise UserError("latency needs a scorer, a request with an ad, and at least one ad a request")
+    sized = sized_requests(requests, ads, rng)
+    if not scorers:
+        raise UserError("latency needs a scorer")
+    median_ads = int(np.median([request.num_ads for request in sized]))
     names = list(scorers)
     total_ns = {name: np.empty(repeats) for name in names}
     graph_ns = {name: np.empty(repeats) for name in names}
@@ -110,8 +114,7 @@ def measure(
         for which in rng.permutation(len(names) + 1):
             start = clock()
             if which == len(names):
-                for _ in range(10):
-                    np.tanh(_CONTROL)
+                control_kernel()
                 control_ns[slot] = clock() - start
                 continue
             scorer = scorers[names[which]]
@@ -123,7 +126,7 @@ def measure(
             graph_ns[names[which]][slot] = end - encoded
     noise = quantiles(control_ns / 1e6)
     return {
-        name: Latency(ads, repeats, quantiles(total_ns[name] / 1e6), quantiles(graph_ns[name] / 1e6), noise)
+        name: Latency(median_ads, repeats, quantiles(total_ns[name] / 1e6), quantiles(graph_ns[name] / 1e6), noise)
         for name in names
     }
 
@@ -146,6 +149,29 @@ def _percentile(ordered: npt.NDArray[np.float64], p: float) -> Percentile | None
     low, high = int(max(np.floor(n * p - spread), 1)), int(min(np.ceil(n * p + spread), n))
     rank = int(np.ceil(n * p - 1e-9))
     return Percentile(*(float(ordered[r - 1]) for r in (rank, low, high)))
+
+
+def control_kernel() -> None:
+    """Fixed work that no model changes: no memory to wait for, no thread but the caller's."""
+    for _ in range(10):
+        np.tanh(_CONTROL)
+
+
+def sized_requests(requests: Sequence[Request], ads: Ads, rng: np.random.Generator) -> list[Request]:
+    """Requests with so many ads each, those without an ad left out; of a range of sizes, at least a hundred requests.
+
+    Raises:
+        UserError: no request has an ad, or there is none to score.
+    """
+    found = [request for request in requests if request.num_ads]
+    if not found or (isinstance(ads, int) and ads < 1) or (isinstance(ads, tuple) and not 1 <= ads[0] <= ads[1]):
+        raise UserError("latency needs a request with an ad, and at least one ad a request")
+    if ads is None:
+        return found
+    if isinstance(ads, int):
+        return [resample(request, ads, rng) for request in found]
+    count = max(100, len(found))
+    return [resample(found[i % len(found)], int(rng.integers(ads[0], ads[1] + 1)), rng) for i in range(count)]
 
 
 def resample(request: Request, ads: int, rng: np.random.Generator) -> Request:

@@ -1,5 +1,6 @@
 """A bundle in ONNX Runtime: one user and N ads in, N click probabilities out."""
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -152,7 +153,7 @@ class Scorer:
             return np.zeros(0, np.float32)
         with denormals_as_zero():
             probability_N = self._sessions.run(feeds)
-        if not np.isfinite(probability_N).all():
+        if not math.isfinite(probability_N.dot(probability_N)):  # a fifth of the time that isfinite of each takes
             raise UserError(f"{self.bundle.model}: a score is not finite; its weights are broken, export it again")
         return probability_N
 

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import numpy_helper
 
 from ctrkit.bundle import Bundle
 from ctrkit.data.batch import Batch
@@ -15,7 +18,8 @@ from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
-from ctrkit.manifest import MODEL_INT8, TABLE_INT8
+from ctrkit.export.network_graph import Rounding
+from ctrkit.manifest import MODEL_INT8, TABLE, TABLE_INT8
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
@@ -159,6 +163,52 @@ def test_int8_passed_its_gate_and_is_asked_for(bundle: Bundle, network: Network)
         difference = np.abs(approximate.score(USER, items) - exact.score(USER, items)).max()
         assert 0 < difference < 0.02
     assert approximate.score(USER, features(ADS)).tolist() == pytest.approx(by_hand(network, ADS), abs=0.02)
+
+
+def initializer_types(bundle: Bundle, name: str) -> dict[str, Any]:
+    graph = onnx.load(bundle.directory / name, load_external_data=False).graph
+    return {tensor.name: onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type) for tensor in graph.initializer}
+
+
+def test_the_graph_in_int8_reads_parts_in_int8(bundle: Bundle, network: Network, ads: Path, tmp_path: Path) -> None:
+    parts = "/items/part.int8.npy"
+    assert initializer_types(bundle, TABLE_INT8)[parts] == np.uint8
+    assert "/items/part.npy" not in initializer_types(bundle, TABLE_INT8)
+    assert "/items/part.npy" in initializer_types(bundle, TABLE)
+    kept, exact = (np.load(bundle.directory / "items" / name) for name in ("part.int8.npy", "part.npy"))
+    assert kept.dtype == np.uint8
+    assert len(np.unique(kept)) > 50
+    slope, intercept = np.polyfit(kept.ravel().astype(float), exact.ravel(), 1)
+    assert np.abs(slope * kept + intercept - exact).max() < 0.51 * slope  # each is the nearest of 256
+    # a tower whose first activation is no ReLU has no sum in int8: its table keeps floats
+    gelu = networks.network(hidden=(16, 8), activation="gelu").eval()
+    other = exported(gelu, tmp_path / "gelu", Rewrites(items=ads, item_key="ad", int8=True, limits=LOOSE))
+    assert parts not in initializer_types(other, TABLE_INT8)
+    assert not (other.directory / "items" / "part.int8.npy").exists()
+
+
+def test_int8_keeps_the_mean_probability(bundle: Bundle) -> None:
+    found = bundle.manifest.approximations["int8"]
+    assert found.pcoc_change is not None
+    assert abs(found.pcoc_change) < 1e-3
+
+
+def test_numbers_are_rounded_as_the_graph_rounds_them(tmp_path: Path) -> None:
+    rounding = Rounding.between(-1.3, 2.1)
+    x = np.random.default_rng(0).uniform(-1.5, 2.4, (50, 7)).astype(np.float32)
+    x[0, :3] = 0.0, rounding.scale / 2, -rounding.scale / 2
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])], "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, x.shape)],
+        [numpy_helper.from_array(np.array(rounding.scale, np.float32), "scale"),
+         numpy_helper.from_array(np.array(rounding.zero_point, np.uint8), "zero")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(rounding(x), session.run(None, {"x": x})[0])
+    assert rounding(np.zeros(1, np.float32))[0] == rounding.zero_point
+    assert Rounding.between(0.0, 0.0)(np.zeros(2, np.float32)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("limits", [Limits(difference=1e-9), Limits(pcoc_change=0.0), Limits(gauc_drop=-1.0)])

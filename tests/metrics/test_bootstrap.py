@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.metrics import auc, bootstrap_intervals, gauc, holm, log_loss, paired_bootstrap
+from ctrkit.metrics import auc, bootstrap_intervals, gauc, holm, log_loss, paired_bootstrap, share_of_gap
 from ctrkit.metrics.bootstrap import degrees_of_freedom, multiplicities, percentiles, two_sided
 from ctrkit.metrics.resampling import COMPARABLE, UserSums, read_users, user_statistics
 
@@ -294,3 +294,61 @@ def test_errors(change: dict[str, Any], message: str) -> None:
     arguments |= {"resamples": 5} | change
     with pytest.raises(UserError, match=message):
         paired_bootstrap(**arguments)
+
+
+def three_models(seed: int, share: float) -> tuple[NDArray[np.bool_], list[NDArray[np.float64]], NDArray[np.int64]]:
+    """Clicks, five runs each of three models, and users: b goes about `share` of the way from a to c in noise."""
+    rng = np.random.default_rng(seed)
+    user = rng.integers(0, 300, 6000)
+    logit = -1 + rng.normal(size=6000)
+    noises = (1.6, 1.6 - share, 0.6)
+    scores = [sigmoid(logit + noise * rng.normal(size=(5, 6000))) for noise in noises]
+    return rng.random(6000) < sigmoid(logit), scores, user
+
+
+def test_the_share_of_the_gap_and_its_interval() -> None:
+    y, (a, b, c), user = three_models(0, 0.5)
+    found = share_of_gap(y, a, b, c, user)
+    assert found is not None
+    gaucs = [np.mean([gauc(y, run, user).value for run in runs]) for runs in (a, b, c)]
+    assert found.value == pytest.approx((gaucs[1] - gaucs[0]) / (gaucs[2] - gaucs[0]))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+    assert 0.1 < found.low < 0.3 < found.high < 0.6
+
+
+def test_all_and_nothing_of_the_gap() -> None:
+    y, (a, _, c), user = three_models(1, 0.5)
+    whole, none = share_of_gap(y, a, c, c, user), share_of_gap(y, a, a, c, user)
+    assert whole is not None
+    assert none is not None
+    assert (whole.value, none.value) == (1.0, 0.0)
+    assert whole.low == pytest.approx(1.0, abs=1e-6)
+    assert none.high == pytest.approx(0.0, abs=1e-6)
+
+
+def test_where_there_is_no_gap_there_is_no_share() -> None:
+    y, (a, b, c), user = three_models(2, 0.5)
+    assert share_of_gap(y, a, b, a, user) is None
+    assert share_of_gap(y, c, b, a, user) is None  # the way back
+    assert share_of_gap(y, a, b, c, user, metric="log_loss") is not None
+    with pytest.raises(UserError, match="a, b and c have different numbers of runs"):
+        share_of_gap(y, a, b[:2], c, user)
+
+
+def test_the_shares_interval_covers() -> None:
+    """A share in terms of known noise is not known, so: intervals of halves of a log hold the whole log's share."""
+    inside = []
+    for seed in range(20):
+        y, (a, b, c), user = three_models(10 + seed, 0.5)
+        first = user < 150
+        part = share_of_gap(y[first], a[:, first], b[:, first], c[:, first], user[first], resamples=300)
+        rest = share_of_gap(y[~first], a[:, ~first], b[:, ~first], c[:, ~first], user[~first], resamples=300)
+        assert part is not None
+        assert rest is not None
+        assert part.low is not None
+        assert part.high is not None
+        half = (part.high - part.low) / 2
+        inside.append(abs(part.value - rest.value) < 2**0.5 * half)
+    assert sum(inside) >= 17

@@ -10,7 +10,7 @@ from benchmarks.latency_tower import BOOSTER, LIGHT, multiplications
 from benchmarks.latency_ways import Way
 from ctrkit.errors import UserError
 from ctrkit.request import Request
-from ctrkit_serving.latency import Latency, Percentile, measure, quantiles, resample
+from ctrkit_serving.latency import Latency, Percentile, measure, quantiles, resample, sized_requests
 from ctrkit_serving.scorer import Scorer
 from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, Weights, columns_of, make_bundle
 
@@ -142,11 +142,24 @@ def test_resamples_rows_and_columns_alike(ads: int) -> None:
 
 
 def test_refuses_nothing_to_measure(scorers: dict[str, Scorer]) -> None:
-    for case in ((scorers, []), ({}, [REQUEST]), (scorers, [Request(USER, [], CONTEXT)])):
-        with pytest.raises(UserError, match="latency needs a scorer, a request with an ad"):
-            measure(*case)
+    for requests in ([], [Request(USER, [], CONTEXT)]):
+        with pytest.raises(UserError, match="latency needs a request with an ad"):
+            measure(scorers, requests)
+    with pytest.raises(UserError, match="latency needs a scorer"):
+        measure({}, [REQUEST])
     with pytest.raises(UserError, match="user: no value for feature 'age'"):
         measure(scorers, [Request({}, ITEMS, CONTEXT)], ads=1, repeats=1)
+
+
+def test_sizes_of_a_range_and_of_the_log() -> None:
+    rng = np.random.default_rng(0)
+    two = Request(USER, ITEMS[:2], CONTEXT)
+    sizes = [request.num_ads for request in sized_requests([REQUEST, two], (3, 9), rng)]
+    assert len(sizes) == 100
+    assert set(sizes) == set(range(3, 10))
+    assert [request.num_ads for request in sized_requests([REQUEST, two], None, rng)] == [len(ITEMS), 2]
+    with pytest.raises(UserError, match="at least one ad"):
+        sized_requests([REQUEST], (5, 4), rng)
 
 
 def test_benchmark_has_the_towers_of_the_paper() -> None:
@@ -161,10 +174,11 @@ def test_floors_of_the_benchmark_by_hand() -> None:
     assert found["plain export, ONNX Runtime"] == pytest.approx(2 * 400 * multiplications(LIGHT) / 200e9)
     assert found["ctrkit, split"] == pytest.approx((user + 2 * 400 * 160 * 200 + hidden + last) / 200e9)
     assert found["ctrkit, item table"] == pytest.approx((user + hidden + last) / 200e9)
-    assert found["ctrkit, item table, int8"] == pytest.approx(400 * 200 * 4 / 10e9)  # to read takes longer there
-    assert floors(machine, 400, 100)["ctrkit, item table, int8"] == pytest.approx(
-        (user + last) / 200e9 + hidden / 800e9
-    )
+    int8 = (user + last) / 200e9 + hidden / 800e9
+    assert found["ctrkit, item table, int8"] == pytest.approx(int8)
+    slow = Machine(flops=200e9, int8_ops=800e9, bandwidth=1e9)
+    assert floors(slow, 400, 200_000)["ctrkit, item table, int8"] == pytest.approx(400 * 200 / 1e9)  # to read
+    assert floors(slow, 400, 100)["ctrkit, item table, int8"] == pytest.approx(int8)
 
 
 def test_bursts_of_the_benchmark_time_every_way_on_every_request() -> None:
@@ -181,5 +195,5 @@ def test_bursts_of_the_benchmark_time_every_way_on_every_request() -> None:
     found = interleaved([way("a", 1000), way("b", 5000)], requests, 50, clock)
     assert {name: set(us.tolist()) for name, us in found.items()} == {"a": {1.0}, "b": {5.0}}
     assert {name: len(us) for name, us in found.items()} == {"a": 50, "b": 50}
-    timed = [request for name, request in calls if name == "a"][60:]
-    assert timed == [step % 7 for step in range(50)] == [request for name, request in calls if name == "b"][60:]
+    timed = [request for name, request in calls if name == "a"][300:]
+    assert timed == [step % 7 for step in range(50)] == [request for name, request in calls if name == "b"][300:]

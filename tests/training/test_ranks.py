@@ -24,10 +24,18 @@ SETTINGS = (
 )
 
 
-def command(recipe: Path, out: Path, losses: Path, ranks: int, *settings: str) -> list[str]:
+def command(
+    recipe: Path,
+    out: Path,
+    losses: Path,
+    ranks: int,
+    *settings: str,
+    model: str = "rocket",
+    base: tuple[str, ...] = SETTINGS,
+) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
-    own = ["-m", "tests.training.ranks_run", str(losses), str(recipe), "--model", "rocket", "--out", str(out)]
+    chosen = [part for setting in (*base, *settings) for part in ("--set", setting)]
+    own = ["-m", "tests.training.ranks_run", str(losses), str(recipe), "--model", model, "--out", str(out)]
     return [sys.executable, *launcher, *own, "--quiet", *chosen]
 
 
@@ -37,6 +45,17 @@ def train(recipe: Path, out: Path, ranks: int, *settings: str) -> tuple[list[dic
     done = subprocess.run(command(recipe, out, losses, ranks, *settings), capture_output=True, text=True, env=quiet())
     assert done.returncode == 0, done.stderr
     return json.loads(losses.read_text()), json.loads((out / "models" / "rocket" / "result.json").read_text())
+
+
+def run_model(
+    recipe: Path, out: Path, ranks: int, model: str, *settings: str
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """`train` of any model, with these settings alone."""
+    losses = out.with_suffix(".json")
+    line = command(recipe, out, losses, ranks, *settings, model=model, base=())
+    done = subprocess.run(line, capture_output=True, text=True, env=quiet())
+    assert done.returncode == 0, done.stderr
+    return json.loads(losses.read_text()), json.loads((out / "models" / model / "result.json").read_text())
 
 
 def quiet() -> dict[str, str]:

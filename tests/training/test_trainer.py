@@ -139,7 +139,7 @@ def test_scalars_are_logged_with_their_step(log: Path, tmp_path: Path) -> None:
     assert ("valid/light/gauc", 0.5, 6) in scalars
     assert ("valid/booster/gauc", 0.6, 12) in scalars
     assert {tag for tag, _, _ in scalars} == {
-        *(f"loss/{name}" for name in ("light", "booster", "hint")),
+        *(f"{what}/{name}" for what in ("loss", "table_gradient_norm") for name in ("light", "booster", "hint")),
         *(f"valid/{role}/gauc" for role in ("light", "booster")),
     }
 
@@ -591,7 +591,7 @@ def test_schedules_advance_once_a_batch(log: Path, tmp_path: Path) -> None:
 
 def test_the_objective_trains_in_training_mode_after_an_evaluation(log: Path, tmp_path: Path) -> None:
     train, modes = small_run.loader(log), list[bool]()
-    run = small_run.trainer(small_run.rocket(), tmp_path / "run", train, epochs=2)
+    run = small_run.trainer(small_run.pointwise(), tmp_path / "run", train, epochs=2)
     losses = run.objective.losses
     run.objective.losses = lambda batch, *_: modes.append(run.objective.training) or losses(batch)  # type: ignore
     run.fit(train, small_run.mean_logit(log))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ctrkit_serving.server.board import SCORE_EDGES
 from ctrkit_serving.server.check import run_child
+from ctrkit_serving.server.pins import Pins
 from ctrkit_serving.server.store import scan
 from ctrkit_serving.server.versions import Target
 
@@ -35,6 +36,17 @@ class Deployer:
         self._deadline = 0.0
         self._to_load: deque[Slot] | None = None
         self._loading: Slot | None = None
+        self._pins: Pins | None = None
+
+    def look(self) -> None:
+        """See what is on the disk, and at first what was pinned before a restart."""
+        versions, models_dir = self._supervisor.versions, self._supervisor.settings.models_dir
+        versions.see(scan(models_dir))
+        if self._pins is None:
+            self._pins = Pins(models_dir)
+            versions.pins = self._pins.read(versions.disk)
+            if versions.pins:
+                self._supervisor.log("pinned", versions=versions.pins)
 
     def step(self, now: float) -> None:
         """Go on, as far as nothing has to be waited for."""
@@ -61,7 +73,7 @@ class Deployer:
     def ask(self, asker: Asker, call: dict[str, Any]) -> None:
         """A management call, whose token a worker has checked."""
         supervisor, versions = self._supervisor, self._supervisor.versions
-        versions.see(scan(supervisor.settings.models_dir))
+        self.look()
         if call["ask"] == "index":
             supervisor.reply(asker, 200, versions.index(ready=call["ready"], busy=self._target))
             return
@@ -74,6 +86,7 @@ class Deployer:
             supervisor.reply(asker, 400, {"error": f"'{name}' is the last model; stop the server instead"})
         else:
             versions.unload(name)
+            self._keep_pins()
             supervisor.publish()
             supervisor.log("unloaded", model=name)
             supervisor.reply(asker, 200, {})
@@ -98,12 +111,20 @@ class Deployer:
         versions.pins.pop(name, None)
         if given is not None:
             versions.pins[name] = number
+        self._keep_pins()
         if versions.serving.get(name) == number:
             supervisor.reply(asker, 200, {})
         elif self._target is not None and self._target.key == (name, number):
             self._target.askers.append(asker)
         else:
             self._asked.append(Target(found, not other, [asker]))
+
+    def _keep_pins(self) -> None:
+        assert self._pins is not None
+        try:
+            self._pins.keep(self._supervisor.versions.pins)
+        except OSError as error:  # they hold all the same, until this server ends
+            self._supervisor.log("pins are not kept", reason=f"{error.filename}: {error.strerror}")
 
     # the stages
 
@@ -215,6 +236,7 @@ class Deployer:
         target, supervisor = self._target, self._supervisor
         assert target is not None
         supervisor.versions.reject(target, reason)
+        self._keep_pins()
         supervisor.board.shared["rejected"] += 1
         supervisor.publish()  # workers that have loaded it already let it go
         supervisor.log("rejected", model=target.found.name, version=target.found.version, reason=reason)

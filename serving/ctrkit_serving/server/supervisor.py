@@ -19,7 +19,6 @@ from ctrkit_serving.server import control
 from ctrkit_serving.server.board import BEAT_S, Board, State
 from ctrkit_serving.server.deploy import Deployer
 from ctrkit_serving.server.settings import Settings
-from ctrkit_serving.server.store import scan
 from ctrkit_serving.server.versions import Versions
 from ctrkit_serving.server.worker import Worker
 
@@ -74,7 +73,7 @@ class Supervisor:
         while not self._ended():
             now = time.monotonic()
             if self._drain_at is None and now >= next_scan:
-                self.versions.see(scan(self.settings.models_dir))
+                self._deployer.look()
                 next_scan = now + (self.settings.poll_s or 1e9)
             self._start_workers(now)
             if self._drain_at is None:
@@ -249,7 +248,7 @@ class Supervisor:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     self._end(number)
                 elif number == signal.SIGHUP:
-                    self.versions.see(scan(self.settings.models_dir))
+                    self._deployer.look()
         self._reap()
 
     def _beat(self) -> None:

@@ -131,7 +131,10 @@ class Versions:
         if self.serving.get(name) == number:
             changed = self.disk.get(name, {}).get(number)
             replaced = changed is not None and changed.identity != self.loaded[key].identity
-            return "READY", "serves" + ("; changed on the disk since: give a new number instead" if replaced else "")
+            pinned = "; pinned" if self.pins.get(name) == number else ""
+            return "READY", f"serves{pinned}" + (
+                "; changed on the disk since: give a new number instead" if replaced else ""
+            )
         if key in self.loaded:
             return "READY", "stands by"
         return "UNAVAILABLE", "not loaded"

@@ -24,7 +24,8 @@ from ctrkit_serving.scorer import Scorer
 from tests.serving.server.harness import TOKEN, Server
 
 ROOT = Path(__file__).parents[3]
-LINES = re.findall(r"^curl .*$", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+PAGES = [ROOT / "README.md", ROOT / "docs" / "serving.md"]
+LINES = [line for page in PAGES for line in re.findall(r"^curl .*$", page.read_text(encoding="utf-8"), re.MULTILINE)]
 STRINGS = {"user_id", "age_band", "gender", "city", "device"}
 DIM, ROWS = 2, 12
 

@@ -57,11 +57,45 @@ def test_new_versions_under_load_six_bad_ones_and_a_rollback(models: Path, tmp_p
         check_scores(load.answers, expected)
         assert versions_of(load.answers) == expected.keys()
         index = server.index()
-        assert index["11"] == "READY serves"
+        assert index["11"] == "READY serves; pinned"
         assert index["15"] == "READY stands by"
         assert re.match("UNAVAILABLE .*bytes", index["4"])
         assert server.metric('ctrkit_version_checks_total{result="rejected"}') == 6
         assert server.metric('ctrkit_version_checks_total{result="accepted"}') == len(expected)
+
+
+def version_of(server: Server) -> str:
+    return str(server.call("GET", "/v2/models/tiny")[1]["parameters"]["version"])
+
+
+def test_a_rollback_survives_a_restart(models: Path) -> None:
+    push(models, 3)
+    with Server(models, "--workers", "1") as server:
+        server.wait_ready()
+        assert version_of(server) == "3"
+        assert server.manage("models/tiny/load", {"version": 1}) == (200, {})
+    with Server(models, "--workers", "1") as server:
+        server.wait("pinned", versions={"tiny": 1})
+        server.wait_ready()
+        push(models, 5)
+        assert version_of(server) == "1"
+        assert server.index() == {
+            "1": "READY serves; pinned",
+            "3": "UNAVAILABLE not loaded",
+            "5": "UNAVAILABLE not loaded",
+        }
+        assert server.manage("models/tiny/load") == (200, {})  # follows the newest again
+        assert version_of(server) == "5"
+        assert server.index()["5"] == "READY serves"
+        (models / "tiny" / "PINNED").mkdir()  # it cannot be written
+        assert server.manage("models/tiny/load", {"version": 1}) == (200, {})
+        assert "PINNED" in server.wait("pins are not kept")["reason"]
+        assert version_of(server) == "1"
+    (models / "tiny" / "PINNED").rmdir()
+    (models / "tiny" / "PINNED").write_text("7\n")  # a version that is gone
+    with Server(models, "--workers", "1") as server:
+        server.wait_ready()
+        assert version_of(server) == "5"
 
 
 def test_a_killed_worker_is_replaced_and_readiness_tells(models: Path) -> None:

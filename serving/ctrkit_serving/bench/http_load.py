@@ -1,36 +1,12 @@
-"""An open loop: requests leave at Poisson times whatever the server does, latency counts from when they were due."""
+"""Load over HTTP: an open loop, whose requests leave at Poisson times whatever the server does, or a closed one."""
 
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-
-@dataclass
-class Answers:
-    """What came back, one entry a request in the order of the answers; times in milliseconds."""
-
-    status: list[int] = field(default_factory=list)
-    from_due_ms: list[float] = field(default_factory=list)
-    from_sent_ms: list[float] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
-    """Of status 200, if they are kept."""
-    lost: int = 0
-    """Requests whose connection ended before their answer."""
-    seconds: float = 0.0
-
-    def latency(self, status: int = 200, *, from_due: bool = True) -> npt.NDArray[np.float64]:
-        """Latencies of the answers of one status."""
-        chosen = np.array(self.status) == status
-        found: npt.NDArray[np.float64] = np.array(self.from_due_ms if from_due else self.from_sent_ms)[chosen]
-        return found
-
-    def share(self, status: int) -> float:
-        """Share of one status among all requests."""
-        return self.status.count(status) / max(1, len(self.status) + self.lost)
+from ctrkit_serving.bench.answers import Answers
 
 
 class _Connection(asyncio.Protocol):
@@ -71,7 +47,11 @@ class _Connection(asyncio.Protocol):
             answers.bodies.append(bytes(received[end + 4 :]))
         received.clear()
         self.busy = False
-        self.load.free(self)
+        if b"connection: close" in head:
+            assert self.transport is not None
+            self.transport.close()  # a new one is opened when it is gone
+        else:
+            self.load.free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.busy:
@@ -86,6 +66,7 @@ class _Load:
         self._place, self._requests = place, requests
         self._idle: deque[_Connection] = deque()
         self._late: deque[float] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._count = 0
         self._ending = False
         self._until = 0.0  # of a closed loop
@@ -110,7 +91,9 @@ class _Load:
         if connection in self._idle:
             self._idle.remove(connection)
         if not self._ending:
-            self._reconnecting = asyncio.get_running_loop().create_task(self.connect())
+            task = asyncio.get_running_loop().create_task(self.connect())
+            self._connecting.add(task)  # the loop itself would forget it
+            task.add_done_callback(self._connecting.discard)
 
     def due(self, at: float) -> None:
         if self._idle:
@@ -150,6 +133,7 @@ class _Load:
         while (self._late or self._busy()) and time.perf_counter() < patience:
             await asyncio.sleep(0.001)
         self._ending = True
+        self.answers.lost += len(self._late)
         for connection in self._idle:
             if connection.transport is not None:
                 connection.transport.close()

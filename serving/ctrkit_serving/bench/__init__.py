@@ -1,0 +1,1 @@
+"""`ctrkit bench`: how long a request takes, alone and under load."""

@@ -1,0 +1,47 @@
+"""What a figure was measured on, and how quiet it was."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrkit_serving.latency import Quantiles, control_kernel, quantiles
+
+
+def fingerprint() -> dict[str, Any]:
+    """Processor, cores that may be used, memory, versions, and the load that other processes make."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
+    return {
+        "cpu": _processor(),
+        "cores": cores,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1) if pages else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in ("ctrkit", "numpy", "onnxruntime")},
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def control(repeats: int = 1000) -> Quantiles:
+    """The control kernel alone: where its tail is long, so is everyone's."""
+    took = np.empty(repeats)
+    for i in range(repeats):
+        start = time.perf_counter_ns()
+        control_kernel()
+        took[i] = time.perf_counter_ns() - start
+    return quantiles(took / 1e6)
+
+
+def _processor() -> str:
+    """Its own name where Linux tells it, else what Python knows."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,128 @@
+"""The effect benchmark: methods tuned alike, taught by what was chosen, judged in pairs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import effect, why
+from benchmarks.effect_methods import Experiment
+from ctrkit.errors import UserError
+from tests import networks, small_recipe
+
+METHODS = """
+baseline = "light"
+default = "taught"
+gap = "booster"
+
+[methods.light]
+objective = "pointwise"
+tower = "light"
+trials = [{}, { "train.lr" = 0.01 }]
+
+[methods.booster]
+objective = "pointwise"
+tower = "booster"
+trials = [{ "train.lr" = 0.01 }, {}]
+
+[methods.taught]
+objective = "distillation"
+student = "light"
+teachers = ["booster"]
+trials = [{}, { "hint.weight" = 2.0 }]
+
+[methods.peers]
+objective = "mutual_learning"
+peers = ["light", "light"]
+untuned = true
+"""
+
+
+def experiment(folder: Path, text: str = METHODS, only: list[str] | None = None) -> Experiment:
+    folder.mkdir(exist_ok=True)
+    (folder / "methods.toml").write_text(text)
+    return Experiment.load(small_recipe.write(folder), folder / "methods.toml", [], only)
+
+
+def test_trials_are_models_with_their_settings(tmp_path: Path) -> None:
+    found = experiment(tmp_path)
+    found.chosen = {"light": 1, "booster": 0}
+    recipe = found.build([("taught", 0), ("taught", 1)], seed=7)
+    assert list(recipe.models) == ["light.1", "booster.0", "taught.0", "taught.1"]
+    assert recipe.train_config("light.1").lr == recipe.train_config("booster.0").lr == 0.01
+    assert recipe.models["taught.1"].hint.weight == 2.0  # type: ignore[union-attr]
+    assert recipe.models["taught.0"].taught_by == ("booster.0",)  # the trial that was chosen
+    assert recipe.train.seed == 7
+    assert recipe.export_model == "light.1"
+
+
+def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
+    fewer = METHODS.replace('trials = [{ "train.lr" = 0.01 }, {}]', "trials = [{}]")
+    with pytest.raises(
+        UserError, match=r"every method gets as many trials as the others, but they have .*'booster': 1"
+    ):
+        experiment(tmp_path, fewer)
+    with pytest.raises(UserError, match="has no method 'ligth'"):
+        experiment(tmp_path, only=["ligth"])
+    wrong = experiment(tmp_path, METHODS.replace("hint.weight", "hint.wieght"))
+    wrong.chosen = {"light": 0, "booster": 0}
+    with pytest.raises(UserError, match=r"hint\.wieght: unknown key"):
+        wrong.build([("taught", 1)], 0)
+
+
+def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
+    recipe = small_recipe.write(tmp_path)
+    (tmp_path / "methods.toml").write_text(METHODS)
+    arguments = [str(recipe), "--methods", str(tmp_path / "methods.toml"), "--seeds", "2", "--clock"]
+    arguments += ["--runs", str(tmp_path)]
+    effect.main([*arguments, "--out", str(tmp_path / "effect.json")])
+    found = json.loads((tmp_path / "effect.json").read_text())
+    assert found["seeds"] == [0, 1]
+    assert (tmp_path / "effect_gains.svg").read_text().count("taught") > 0
+    assert found["milliseconds"].keys() == {"light", "booster"}
+    for method, trials in found["tuning"].items():
+        seen = [json.loads((tmp_path / f"small-effect/seed0/models/{method}.{i}/result.json").read_text())["best"]
+                for i in range(len(trials))]  # fmt: skip
+        assert [trial["values"] for trial in trials] == [[best] for best in seen]
+    gauc = {m: of["shipped"]["gauc"]["value"] for m, of in found["methods"].items()}
+    gains = {m: of["shipped"]["gain"] for m, of in found["methods"].items()}
+    assert gains["light"] == {"value": 0, "low": 0, "high": 0}
+    for method in ("booster", "taught", "peers"):
+        assert gains[method]["value"] == pytest.approx(gauc[method] - gauc["light"])
+        assert gains[method]["low"] <= gains[method]["value"] <= gains[method]["high"]
+    peers = found["methods"]["peers"]
+    shipped = [peers["networks"][role]["runs"][seed]["gauc"] for seed, role in enumerate(peers["ships"])]
+    assert gauc["peers"] == pytest.approx(np.mean(shipped))  # of each seed the peer that ships there
+    assert found["best"] == max(
+        ("taught", "peers"), key=lambda m: found["methods"][m]["validation"]
+    )  # booster costs more
+    assert found["gain"] == gains[found["best"]]
+    assert found["gain_default"] == gains["taught"]
+    assert "path" not in found["recipe_settings"]["data"]
+    why.main(
+        [str(tmp_path / "effect.json"), *arguments[:3], "--runs", str(tmp_path), "--out", str(tmp_path / "why.json")]
+    )
+    looked = json.loads((tmp_path / "why.json").read_text())["methods"]
+    assert looked["peers"]["cka"].keys() == {"peer0", "peer1"} - (
+        {*peers["ships"]} if len({*peers["ships"]}) == 1 else set()
+    )
+    assert looked["light"]["churn"] > 0
+
+
+def test_linear_cka() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 6, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
+    assert why.linear_cka(a, 3 * a @ rotation + 5) == pytest.approx(1.0)
+    assert why.linear_cka(a, torch.randn(500, 4, generator=generator)) < 0.1
+
+
+def test_noise_leaves_the_weights_as_they_were() -> None:
+    network, batch = networks.network(), networks.batch(64)
+    before = [parameter.clone() for parameter in network.parameters()]
+    rises = why.noise_rise(network, [batch])
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert abs(rises[0.05]) < abs(rises[0.4])
+    assert np.isfinite(list(rises.values())).all()

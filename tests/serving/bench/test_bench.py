@@ -1,0 +1,215 @@
+"""`ctrkit bench`: a stall is seen, scores are checked, a slower model fails its gate."""
+
+import argparse
+import json
+import socketserver
+import threading
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.server_process import Server
+from ctrkit.errors import UserError
+from ctrkit_serving.bench import in_process
+from ctrkit_serving.bench.answers import Answers, most_within
+from ctrkit_serving.bench.command import add_options, bench_command, compare, text
+from ctrkit_serving.bench.figure import curve_svg
+from ctrkit_serving.bench.http_load import open_loop
+from ctrkit_serving.bench.over_http import Server as Target
+from tests.serving import tiny
+
+
+class Clock:
+    """Time that passes by itself a little with every look, and by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2e-5
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_open_loop_counts_from_the_time_a_request_was_due() -> None:
+    clock = Clock()
+
+    def score(i: int) -> None:
+        clock.sleep(0.1 if i == 50 else 1e-4)
+
+    found = in_process.open_loop(score, rate=500, seconds=1.0, clock=clock)
+    assert 440 < len(found.status) < 560
+    assert found.seconds == pytest.approx(1.0, abs=0.1)
+    due, sent = np.array(found.from_due_ms), np.array(found.from_sent_ms)
+    assert np.count_nonzero(sent > 1) == 1  # service time knows of one slow request
+    assert sent[50] == pytest.approx(100, abs=0.1)
+    assert 40 < np.count_nonzero(due > 1) < 90  # all that became due meanwhile waited
+    assert np.count_nonzero(due > 50) > 15
+    point = found.as_dict()
+    assert point["latency_ms"]["p95"] > 10 * point["service_ms"]["p95"]
+    assert point["max_ms"] >= 100
+
+
+def test_every_run_tests_itself() -> None:
+    clock = Clock()
+    seen = in_process.see_a_stall(clock, clock.sleep)
+    assert seen["p95_ms"] > 30
+    assert seen["p95_service_ms"] < 1
+    with pytest.raises(UserError, match="a stall of 100 ms is not seen"):
+        in_process.see_a_stall(clock, lambda _: None)
+
+
+class Stalling(socketserver.StreamRequestHandler):
+    """Answers at once, but for request 100."""
+
+    count = 0
+
+    def handle(self) -> None:
+        while True:
+            length = 0
+            while (line := self.rfile.readline()) not in (b"\r\n", b""):
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            if line == b"":
+                return
+            self.rfile.read(length)
+            Stalling.count += 1
+            if Stalling.count == 100:
+                time.sleep(0.1)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+@pytest.fixture
+def stalling() -> Iterator[tuple[str, int]]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stalling) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield "127.0.0.1", server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_a_stall_of_a_server_is_seen(stalling: tuple[str, int]) -> None:
+    request = Target(*stalling, "m").request({"ids": np.zeros((1, 1), np.int64)})
+    found = open_loop(stalling, [request], rate=400, seconds=1.0, connections=1)
+    assert found.share(200) == 1
+    due, sent = found.latency(), found.latency(from_due=False)
+    assert np.count_nonzero(due > 30) >= 20  # of about forty that became due meanwhile
+    assert np.count_nonzero(sent > 30) < np.count_nonzero(due > 30) / 2
+    assert due.max() >= 100
+
+
+def test_the_most_within_a_limit() -> None:
+    def load(rate: float, seed: int) -> Answers:
+        return Answers(status=[200] * 10, from_due_ms=[1.0 if rate <= 300 else 9.0] * 10, from_sent_ms=[1.0] * 10)
+
+    assert most_within(load, 1000, 5.0, 12) == pytest.approx(300, abs=1)
+    refused = Answers(status=[503], from_due_ms=[1.0], from_sent_ms=[1.0])
+    assert most_within(lambda *_: refused, 1000, 5.0, 3) == 0
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return bench_command(parser.parse_args(arguments))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = tmp_path_factory.mktemp("models")
+    tiny.make_bundle(models / "tiny" / "1")
+    return models
+
+
+def test_in_process_and_over_http(models: Path, tmp_path: Path) -> None:
+    bundle, out = models / "tiny" / "1", tmp_path / "result.json"
+    with Server(models, "--workers", "1", "--no-pin") as server:
+        server.wait_ready()
+        found = run(
+            str(bundle), "--server", server.address, "--model", "tiny", "--ads", "2-6", "--repeats", "30",
+            "--seconds", "0.05", "--out", str(out),
+        )  # fmt: skip
+        with pytest.raises(UserError, match="nothing answers 404"):
+            run(str(bundle), "--server", server.address, "--model", "nothing", "--repeats", "1", "--seconds", "0")
+    assert found["curves"].keys() == {str(bundle), server.address}
+    for curve in found["curves"].values():
+        assert curve["capacity_rps"] > 0
+        assert [point["share"] for point in curve["points"]] == [0.2, 0.4, 0.6, 0.8, 0.9]
+        assert all(point["failed"] == 0 for point in curve["points"])
+    assert found["curves"][server.address]["score_difference"] <= 1e-6
+    assert 2 <= found["ads"]["min"] <= found["ads"]["max"] <= 6
+    assert found["self_test"]["p95_ms"] > 10
+    assert "under load: at most" in found["text"]
+    written = json.loads(out.read_text())
+    assert written["machine"]["cores"] >= 1
+    labels = [element.text for element in ET.fromstring(Path(f"{out}.svg").read_text()).iter() if element.text]
+    assert any(label == f"{server.address}: p50" for label in labels)
+    again = run(str(bundle), "--repeats", "30", "--seconds", "0", "--baseline", str(out), "--max-ratio", "1000")
+    assert {ratio["percentile"] for ratio in again["baseline"]} == {"p50"}
+
+
+def test_a_server_with_other_scores_is_refused(models: Path, tmp_path: Path) -> None:
+    other = tiny.make_bundle(tmp_path / "other", tiny.Weights(seed=3))
+    with Server(models, "--workers", "1", "--no-pin") as server:
+        server.wait_ready()
+        with pytest.raises(UserError, match=r"its scores differ by .* from the bundle's"):
+            run(str(other.directory), "--server", server.address, "--model", "tiny", "--repeats", "1", "--seconds", "0")
+
+
+def result(p50: float, p99: float | None, control: float = 1.0) -> dict[str, Any]:
+    interval = {"p50": [p50 * 0.9, p50 * 1.1], "p95": None, "p99": None if p99 is None else [p99 * 0.5, p99 * 2]}
+    one = {"p50": p50, "p95": None, "p99": p99, "interval": interval, "control_ms": {"p50": control}}
+    return {"latency_ms": {"bundle": one}}
+
+
+def test_the_gate_holds_ratios_against_the_control_kernel() -> None:
+    before = result(1.0, 2.0)
+    found = compare(result(1.4, None), before, 1.2)
+    assert [(one["percentile"], one["ratio"]) for one in found] == [("p50", pytest.approx(1.4 * 0.9 / 1.1))]
+    with pytest.raises(UserError, match=r"bundle: p50 is at least 1\.31 times the baseline's"):
+        compare(result(1.6, None), before, 1.2)
+    compare(result(1.6, None, control=1.6), before, 1.2)  # the machine is slower, the model is not
+    with pytest.raises(UserError, match=r"p99 is at least 2\.50 times"):
+        compare(result(1.0, 20.0), before, 1.2)
+    with pytest.raises(UserError, match="--baseline has 0 bundles, this run 1"):
+        compare(before, {"latency_ms": {}}, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ads", "0"], "--ads 0: give 1"),
+        (["--ads", "9-3"], "--ads 9-3: give 1"),
+        (["--seconds", "-1"], "--seconds -1: give 0 to 3600"),
+        (["--repeats", "0"], "--repeats 0: give 1"),
+        (["--baseline", "nowhere.json"], r"--baseline nowhere\.json: no result of ctrkit bench"),
+        (["--repeats", "1", "--seconds", "0", "--server", "ftp://x:1"], "give http://HOST:PORT"),
+        (["--repeats", "1", "--seconds", "0", "--server", "x"], "give http://HOST:PORT"),
+        (["--repeats", "1", "--seconds", "0", "--server", "127.0.0.1:9", "--model", "m"], "--server 127.0.0.1:9: "),
+    ],
+)
+def test_refuses(models: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(str(models / "tiny" / "1"), *arguments)
+
+
+def test_too_few_samples_are_said_and_not_drawn() -> None:
+    few = Answers(status=[200] * 30, from_due_ms=[1.0] * 30, from_sent_ms=[0.5] * 30, seconds=1.0).as_dict()
+    assert few["latency_ms"]["p99"] is None
+    root = ET.fromstring(curve_svg("a < b", {"one": [few]}))
+    lines = [e.attrib["points"] for e in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert [bool(line) for line in lines] == [False, True, True]
+    assert "p99 insufficient" in text(
+        {
+            "ads": {"p50": 400}, "latency_ms": {"one": {**few["latency_ms"], "control_ms": few["latency_ms"]}},
+            "curves": {"one": {"capacity_rps": 1, "rps_at_p99_5_ms": 1, "points": [{**few, "shed": 0.1}]}},
+        }
+    )  # fmt: skip

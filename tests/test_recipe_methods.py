@@ -1,0 +1,178 @@
+"""Recipes of learning methods: what they cannot mean is said with the model and the key."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctrkit.config import Recipe, load_recipe
+from ctrkit.errors import UserError
+from tests import small_recipe
+
+ROCKET = {"objective": "rocket_launching", "light": "light", "booster": "booster"}
+SEEING = "towers.seeing={hidden=[8],privileged=true}"
+POSITION = 'features.position={side="context",privileged=true}'
+
+
+def load(folder: Path, *overrides: str) -> Recipe:
+    return load_recipe(small_recipe.write(folder), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # --- teachers
+        (
+            ['models.kd={objective="distillation",student="light",teachers=["nobody"]}'],
+            r"model 'kd' is taught by 'nobody', which is no network of a model above it "
+            r"\(\['booster', 'light', 'rocket', 'rocket_booster', 'rocket_light'\]\) and not in columns.teachers",
+        ),
+        (
+            ['models.booster={objective="distillation",student="booster",teachers=["rocket_light"]}'],
+            r"model 'booster' is taught by 'rocket_light', which is no network of a model above it \(\['light'\]\)",
+        ),
+        (
+            ['models.light={objective="distillation",student="light",teachers=["light"]}'],
+            r"model 'light' is taught by 'light', .* above it \(none\) and not in columns.teachers \(none\)",
+        ),
+        (['models.rocket.teachers=["x"]'], "model 'rocket' is taught by 'x', which is no network"),
+        (
+            ['columns.teachers=["booster"]', 'models.rocket.teachers=["booster"]'],
+            "model 'rocket' is taught by 'booster', which is a column of columns.teachers and the name of a network",
+        ),
+        (
+            ['models.kd={objective="distillation",student="light",teachers=[]}'],
+            "models.kd.teachers: List should have at least 1 item",
+        ),
+        (
+            ['columns.teachers=["score"]', 'features.score={side="item",kind="dense"}'],
+            "feature 'score' reads the teachers column 'score': it gives the answer away",
+        ),
+        # --- hints
+        (
+            ["models.rocket.hint={temperature=2.0}"],
+            'models.rocket.hint: temperature is a key of loss = "kl"; this hint is "logit_mse"',
+        ),
+        (['models.rocket.hint={loss="cosine"}'], "models.rocket.hint.loss: Input should be 'logit_mse'"),
+        (["models.rocket.hint.weight=-1.0"], "models.rocket.hint.weight: Input should be greater than or equal to 0"),
+        (["models.rocket.hint.gradient_share=0.0"], "models.rocket.hint.gradient_share: .* greater than 0"),
+        (["models.rocket.hint={lambda=0.5}"], "models.rocket.hint.lambda: unknown key"),
+        (["models.rocket.hint.warmup=4"], "models.rocket.hint.warmup: unknown key; did you mean 'warmup_steps'"),
+        # --- routes: a word that means no is no switch, and a string of false is not true (R0's flags)
+        (['models.rocket.route="blocked"'], "models.rocket.route: Input should be 'none', 'paper' or 'shared'"),
+        (["models.rocket.route=1.5"], "models.rocket.route: .*less than or equal to 1"),
+        (["models.rocket.route=true"], "models.rocket.route"),
+        (['models.rocket.auxiliary_head="false"'], "models.rocket.auxiliary_head: Input should be a valid boolean"),
+        (['towers.light.privileged="False"'], "towers.light.privileged: Input should be a valid boolean"),
+        (["models.rocket.shared_layers=[[0]]"], r"models.rocket.shared_layers.0: List should have at least 2 items"),
+        (["models.rocket.shared_layers=[[0,-1]]"], "models.rocket.shared_layers.0.1: .* greater than or equal to 0"),
+        (["models.rocket.booster=[]"], "models.rocket.booster"),
+        (['models.rocket.booster=["booster","heavy"]'], "model 'rocket' names tower 'heavy', which is not in"),
+        # --- kinds of towers
+        (["towers.light.cross_layers=2"], 'towers.light: cross_layers is a key of kind = "dcn_v2"; this tower is of'),
+        (["towers.light.attention_hidden=[4]"], "towers.light: attention_hidden is a key of kind"),
+        (['towers.light.kind="din"'], "towers.light.kind: Input should be 'mlp'"),
+        # --- peers
+        (
+            ['models.dml={objective="mutual_learning",peers=["light"]}'],
+            "models.dml.peers: List should have at least 2 items",
+        ),
+        (
+            ['models.dml={objective="mutual_learning",peers=["light","light"],serve=2}'],
+            "models.dml: serve = 2, but there are 2 peers, counted from 0",
+        ),
+        (
+            ['models.dml={objective="mutual_learning",peers=["light","light"],serve="worst"}'],
+            "models.dml.serve: Input should be 'best'",
+        ),
+        # --- a mix
+        *(
+            (
+                [f'models.mix={{objective="co_training",networks={{a="light",b="booster"}},{keys}}}'],
+                rf"models.mix: {named} names 'c', which is not in networks: \['a', 'b'\]",
+            )
+            for named, keys in {
+                "own_tables": 'own_tables=["c"],lessons=[{student="a",teachers=["b"]}]',
+                "serve": 'serve=["c"],lessons=[{student="a",teachers=["b"]}]',
+                "gradient_to_shared": 'gradient_to_shared={c=0.5},lessons=[{student="a",teachers=["b"]}]',
+                "label_weight": 'label_weight={c=0.5},lessons=[{student="a",teachers=["b"]}]',
+                "lessons.student": 'lessons=[{student="c",teachers=["b"]}]',
+            }.items()
+        ),
+        # --- privileged features
+        (
+            [SEEING, POSITION, 'models.rocket.light="seeing"'],
+            "model 'rocket': tower 'seeing' sees privileged features, so its network 'light' cannot ship",
+        ),
+        (
+            [SEEING, POSITION, 'models.dml={objective="mutual_learning",peers=["light","seeing"]}'],
+            "model 'dml': tower 'seeing' sees privileged features, so its network 'peer1' cannot ship",
+        ),
+        (
+            [SEEING, POSITION, 'models.alone={objective="pointwise",tower="seeing"}'],
+            r"model 'alone' goes online \(export.model, else the last one\), but its tower sees privileged features",
+        ),
+        (
+            [SEEING, 'models.rocket.booster="seeing"'],
+            "model 'rocket' has a privileged tower, but no feature is `privileged = true`",
+        ),
+        (
+            ['features.shown_ads={side="context",kind="sequence",table="ad_id",max_len=4,privileged=true}'],
+            "table 'ad_id' is shared by features that are privileged and features that are not",
+        ),
+        (
+            [f"features.{name}.privileged=true" for name in ("user_id", "city", "recent_ads", "ad_id", "category_id")]
+            + ["features.price.privileged=true", "features.device.privileged=true"],
+            "every feature is privileged: nothing is left to serve with",
+        ),
+        # --- labels
+        (["train.label_rate=0.0"], "train.label_rate: .* greater than 0"),
+        (["train.label_rate=1.5"], "train.label_rate: .* less than or equal to 1"),
+        (["models.rocket.label_smoothing=1.0"], "models.rocket.label_smoothing: .* less than 1"),
+    ],
+)
+def test_problems_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load(tmp_path, *overrides)
+    assert re.search(message, str(raised.value)), str(raised.value)
+
+
+def test_a_privileged_tower_may_stand_alone_if_another_model_goes_online(tmp_path: Path) -> None:
+    alone = 'models.alone={objective="pointwise",tower="seeing"}'
+    recipe = load(tmp_path, SEEING, POSITION, alone, "export.model=rocket")
+    assert not recipe.can_ship("alone")
+    assert recipe.can_ship("rocket")
+
+
+def test_networks_that_may_teach_are_those_above_by_their_names(tmp_path: Path) -> None:
+    dml = 'models.dml={objective="mutual_learning",peers=["light","booster"],serve=1}'
+    kd = 'models.kd={objective="distillation",student="light",teachers=["dml","dml_peer0","rocket_booster","light"]}'
+    recipe = load(tmp_path, dml, kd)
+    assert recipe.frozen_teachers("kd") == {
+        "dml": ("dml", "peer1"), "dml_peer0": ("dml", "peer0"),
+        "rocket_booster": ("rocket", "booster"), "light": ("light", ""),
+    }  # fmt: skip
+    assert recipe.frozen_teachers("dml") == {}
+
+
+def test_a_column_that_teaches_is_no_network(tmp_path: Path) -> None:
+    kd = 'models.kd={objective="distillation",student="light",teachers=["score","light"]}'
+    recipe = load(tmp_path, 'columns.teachers=["score"]', kd)
+    assert recipe.models["kd"].taught_by == ("score", "light")
+    assert list(recipe.frozen_teachers("kd")) == ["light"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({**ROCKET}, ("logit_mse", 1.0, "shared")),
+        ({**ROCKET, "route": 0.25, "hint": {"loss": "kl", "temperature": 3.0}}, ("kl", 1.0, 0.25)),
+        ({**ROCKET, "route": 1, "hint": {"weight": 0.1}}, ("logit_mse", 0.1, 1.0)),
+    ],
+)
+def test_what_a_rocket_says(tmp_path: Path, model: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    content = load(tmp_path).model_dump(exclude_unset=True)
+    recipe = Recipe.model_validate({**content, "models": {"rocket": model}})
+    rocket: Any = recipe.models["rocket"]
+    assert (rocket.hint.loss, rocket.hint.weight, rocket.route) == expected
