@@ -26,6 +26,7 @@ import torch
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, Scores, picture
 from benchmarks.report import arguments, emit, table
+from ctrkit.atomic import read_json, write_json
 from ctrkit.config import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
 from ctrkit.evaluation.plots import draw_differences, save
@@ -99,9 +100,21 @@ class Bench:
         if self.tune_only:
             return None
         chosen = list(self.experiment.chosen.items())
+        readings = self._count_reading(chosen)
         trained = self._run([(chosen, seed) for seed in self.seeds], evaluate=True)
-        found = {"rows": rows, "seeds": self.seeds, "baseline": self.experiment.baseline, **self._report(trained)}
+        found: dict[str, Any] = {"rows": rows, "seeds": self.seeds, "baseline": self.experiment.baseline}
+        found |= {"readings_of_the_test_part": readings, **self._report(trained)}
         return {**found, "milliseconds": self._clock()} if self.clock else found
+
+    def _count_reading(self, chosen: Sequence[tuple[str, int]]) -> int:
+        """How many different sets of models the test part was read for, this one included: it should be one."""
+        path = self.place / "tested.json"
+        kept = [{method: self.experiment.settings(method, trial) for method, trial in chosen}, self.seeds]
+        seen = read_json(path) or {"readings": []}
+        if kept not in seen["readings"]:
+            seen["readings"].append(kept)
+            write_json(path, seen)
+        return len(seen["readings"])
 
     def _clock(self) -> dict[str, dict[str, Any]]:
         """What 400 ads cost: light and booster in one run, one thread, from raw values to probabilities."""
@@ -164,13 +177,18 @@ class Bench:
             }
             rows.append([method, *shipped.cells(), f"{methods[method]['validation']:.4f}", seconds])
             rows += [[f"  {role}", *row.cells(), "", ""] for role, row in of_roles.items() if role]
+            if len(roles) > 1 and experiment.methods[method]["objective"] in ("ensemble", "mutual_learning"):
+                mean = Row(scores, trained, model, [roles] * len(ships))
+                methods[method]["mean_of_all"] = mean.as_dict()
+                rows.append(["  mean of all", *mean.cells(), "", ""])
         print("test part; intervals of 95 % over users and seeds")
         table(["network", "mult.", "GAUC", f"difference to {experiment.baseline}", "validation", "s to train"], rows)
-        users = scores.against_baseline([experiment.model(experiment.baseline)] * len(self.seeds)).users
+        users = scores.against_baseline([[experiment.model(experiment.baseline)]] * len(self.seeds)).users
         return {
             "users": users,
             "methods": methods,
             **self._headline(methods, scores),
+            "chosen": dict(self.experiment.chosen),
             "tuning": self.tuning,
             **self._settings(),
         }
@@ -179,7 +197,14 @@ class Bench:
         """Gains of the default and of the method of the light tower's cost that validation likes best."""
         experiment = self.experiment
         cost = methods[experiment.baseline]["shipped"]["multiplications"]
-        rivals = [m for m in methods if m != experiment.baseline and methods[m]["shipped"]["multiplications"] <= cost]
+        rivals = [
+            method
+            for method, of in methods.items()
+            if not (method == experiment.baseline or experiment.methods[method].get("ablation"))
+            and of["shipped"]["multiplications"] <= cost
+        ]
+        if not rivals:
+            return {"best": None, "gain": None, "gap_closed": None}
         best = max(rivals, key=lambda m: self._sign * methods[m]["validation"])
         found: dict[str, Any] = {"best": best, "gain": methods[best]["shipped"]["gain"], "gap_closed": None}
         if experiment.default in methods:
@@ -187,8 +212,8 @@ class Bench:
         if experiment.gap in methods and experiment.gap is not None:
             closed = {
                 method: scores.share_of_gap(
-                    [network_name(experiment.model(method), role) for role in of["ships"]],
-                    [experiment.model(experiment.gap)] * len(self.seeds),
+                    [[network_name(experiment.model(method), role)] for role in of["ships"]],
+                    [[experiment.model(experiment.gap)]] * len(self.seeds),
                 )
                 for method, of in methods.items()
                 if method in rivals

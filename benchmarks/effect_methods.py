@@ -20,9 +20,10 @@ class Experiment:
 
     A methods file has [towers.NAME] beside the recipe's, and [methods.NAME]: the keys of [models.NAME], and `trials`,
     a list of settings (keys of the model, dotted) of which the best on the validation part is taken; every method has
-    as many. `teachers` name methods above, or networks of theirs (METHOD_ROLE). What is tuned in the recipe's [train]
-    counts for all. `baseline` names the method that the others are measured against, `default` the one that a new
-    recipe gets, `gap` the booster alone.
+    as many. One with `ablation = true` has no trials and is in the table only: it cannot be the best. `teachers` name
+    methods above, or networks of theirs (METHOD_ROLE). What is tuned in the recipe's [train] counts for all. `baseline`
+    names the method that the others are measured against, `default` the one that a new recipe gets, `gap` the booster
+    alone, which must not see privileged features: what could never serve leaves no gap to close.
     """
 
     recipe: Path
@@ -46,13 +47,20 @@ class Experiment:
             content = tomllib.loads(methods.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{methods}: cannot be read: {error}") from error
-        found = {name: spec for name, spec in content["methods"].items() if only is None or name in only}
+        found = {
+            name: spec
+            for name, spec in content["methods"].items()
+            if only is None or name in only or name == content["baseline"]
+        }
         unknown = sorted(set(only or ()) - content["methods"].keys())
         if unknown:
             raise UserError(f"{methods} has no method '{unknown[0]}'; it has {', '.join(content['methods'])}")
-        counts = {name: len(spec.get("trials", [{}])) for name, spec in found.items() if not spec.get("untuned")}
+        counts = {name: len(spec.get("trials", [{}])) for name, spec in found.items() if not spec.get("ablation")}
         if len(set(counts.values())) > 1:
             raise UserError(f"{methods}: every method gets as many trials as the others, but they have {counts}")
+        booster = found.get(content.get("gap"), {}).get("tower")
+        if content.get("towers", {}).get(booster, {}).get("privileged"):
+            raise UserError(f"{methods}: gap names a booster that sees privileged features; name one that could serve")
         return cls(
             recipe,
             overrides,
@@ -73,19 +81,24 @@ class Experiment:
 
     def settings(self, method: str, trial: int) -> dict[str, Any]:
         """The model's keys."""
-        spec = deepcopy({k: v for k, v in self.methods[method].items() if k not in ("trials", "untuned")})
+        spec = deepcopy({k: v for k, v in self.methods[method].items() if k not in ("trials", "ablation")})
         for key, value in self.trials(method)[trial].items():
             place = spec
             *parents, last = key.split(".")
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = value
-        if "teachers" in spec:
-            spec["teachers"] = [self._teacher(name) for name in spec["teachers"]]
+        for place in (spec, *spec.get("lessons", ())):
+            if "teachers" in place:
+                own = spec.get("networks", ())
+                place["teachers"] = [name if name in own else self._teacher(name) for name in place["teachers"]]
+        for hint in spec.get("layer_hints", ()):
+            if "teacher" in hint:
+                hint["teacher"] = self._teacher(hint["teacher"])
         return spec
 
     def _teacher(self, name: str) -> str:
-        for method in self.chosen:
+        for method in sorted(self.chosen, key=len, reverse=True):
             if name == method or name.startswith(f"{method}_"):
                 return self.model(method) + name[len(method) :]
         return name  # a column of the log
@@ -119,6 +132,7 @@ def _with_teachers(models: Mapping[str, Mapping[str, Any]], wanted: Sequence[str
     kept = set(wanted)
     for name in reversed(list(models)):
         if name in kept:
-            for teacher in models[name].get("teachers", ()):
+            lessons = [teacher for lesson in models[name].get("lessons", ()) for teacher in lesson["teachers"]]
+            for teacher in [*models[name].get("teachers", ()), *lessons]:
                 kept |= {other for other in models if teacher == other or teacher.startswith(f"{other}_")}
     return {name: spec for name, spec in models.items() if name in kept}

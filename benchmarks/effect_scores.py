@@ -19,25 +19,35 @@ class Scores:
     def __init__(self, place: Path, seeds: Sequence[int], baseline: str) -> None:
         self.place, self.seeds = place, seeds
         self._log = Impressions.read(str(self._path(baseline, seeds[0])), Columns())
-        self._baseline = self._of([baseline] * len(seeds))
+        self._baseline = self._of([[baseline]] * len(seeds))
 
     def _path(self, network: str, seed: int) -> Path:
         return self.place / f"seed{seed}" / "predictions" / "test" / f"{network}.parquet"
 
-    def _of(self, networks: Sequence[str]) -> NDArray[np.float64]:
-        paths = tuple(str(self._path(network, seed)) for network, seed in zip(networks, self.seeds, strict=True))
-        return self._log.scores(ModelRuns(networks[0], paths))
+    def _of(self, networks: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """Probabilities [seeds, rows]; of several networks the mean logit's."""
+        found = []
+        for names, seed in zip(networks, self.seeds, strict=True):
+            paths = tuple(str(self._path(name, seed)) for name in names)
+            scores = self._log.scores(ModelRuns(names[0], paths))
+            if len(names) > 1:
+                inside = scores.clip(1e-12, 1 - 1e-12)
+                scores = 1 / (1 + np.exp(-np.log(inside / (1 - inside)).mean(0, keepdims=True)))
+            found.append(scores[0])
+        return np.stack(found)
 
-    def interval(self, networks: Sequence[str]) -> Interval:
+    def interval(self, networks: Sequence[Sequence[str]]) -> Interval:
         """GAUC of a network a seed."""
         return bootstrap_intervals(self._log.label, self._of(networks), self._log.user, metrics=["gauc"])["gauc"]
 
-    def against_baseline(self, networks: Sequence[str]) -> Difference:
+    def against_baseline(self, networks: Sequence[Sequence[str]]) -> Difference:
         """Its GAUC less the baseline's."""
         log = self._log
         return paired_bootstrap(log.label, self._baseline, self._of(networks), log.user, metrics=["gauc"])["gauc"]
 
-    def share_of_gap(self, networks: Sequence[str], boosters: Sequence[str]) -> dict[str, float | None] | None:
+    def share_of_gap(
+        self, networks: Sequence[Sequence[str]], boosters: Sequence[Sequence[str]]
+    ) -> dict[str, float | None] | None:
         """How much of the gap between baseline and booster it closes; None where there is none."""
         log = self._log
         found = share_of_gap(log.label, self._baseline, self._of(networks), self._of(boosters), log.user)
@@ -45,12 +55,16 @@ class Scores:
 
 
 class Row:
-    """One line of the table: a network of a model, perhaps another one for each seed."""
+    """One line of the table: a network of a model, perhaps another one for each seed, or the mean of several."""
 
-    def __init__(self, scores: Scores, trained: Sequence[dict[str, Any]], model: str, roles: Sequence[str]) -> None:
-        networks = [network_name(model, role) for role in roles]
-        self._own, self._against = scores.interval(networks), scores.against_baseline(networks)
-        self._runs = [each["networks"][network] for each, network in zip(trained, networks, strict=True)]
+    def __init__(
+        self, scores: Scores, trained: Sequence[dict[str, Any]], model: str, roles: Sequence[str | Sequence[str]]
+    ) -> None:
+        names = [[network_name(model, r) for r in ([role] if isinstance(role, str) else role)] for role in roles]
+        self._own, self._against = scores.interval(names), scores.against_baseline(names)
+        runs = [[each["networks"][name] for name in of] for each, of in zip(trained, names, strict=True)]
+        self._multiplications = sum(network["multiplications"] for network in runs[0])
+        self._runs = [of[0] for of in runs] if all(len(of) == 1 for of in runs) else []
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,13 +73,13 @@ class Row:
             "gauc": _interval(own.value, own.low, own.high),
             "gain": _interval(against.difference, against.low, against.high),
             "p_value": against.p_value,
-            "multiplications": self._runs[0]["multiplications"],
+            "multiplications": self._multiplications,
             "runs": self._runs,
         }
 
     def cells(self) -> list[str]:
         """For the table."""
-        return [f"{self._runs[0]['multiplications']:,}", _spread(self._own), _gain(self._against)]
+        return [f"{self._multiplications:,}", _spread(self._own), _gain(self._against)]
 
 
 def picture(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def network(kind: str, seed: int = 0) -> Network:
     made = KINDS[kind][1]()
     with torch.no_grad():
         for name, value in (*made.tower.named_parameters(), *made.tower.named_buffers()):
-            if "running_var" in name:
-                value.uniform_(0.5, 2.0)
+            if "running_var" in name or ("weight" in name and value.dim() == 1):  # batch norm's, PReLU's
+                value.uniform_(0.5, 1.5)
             elif value.is_floating_point():
                 value.normal_(0.0, 0.3 if value.dim() < 2 else value.shape[-1] ** -0.5)
     return made.eval()

@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.effect import HERE, open_run
+from benchmarks.effect import HERE, QUICK, open_run
 from benchmarks.effect_methods import Experiment
 from benchmarks.report import arguments, emit, table
 from ctrkit.config import load_recipe, network_name
@@ -37,6 +37,7 @@ from ctrkit.losses import binary_cross_entropy
 from ctrkit.metrics import churn
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
+from ctrkit.run import Run
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4)
 DRAWS = 3
@@ -63,8 +64,9 @@ def look(options: argparse.Namespace, effect: Mapping[str, Any]) -> dict[str, An
     """What the JSON line holds."""
     name = load_recipe(options.recipe, options.set).name
     methods = options.methods or HERE / f"{name}.toml"
-    experiment = Experiment.load(options.recipe, methods, options.set, list(effect["tuning"]))
-    experiment.chosen = {m: max(range(len(t)), key=lambda i: t[i]["mean"]) for m, t in effect["tuning"].items()}
+    overrides = [*options.set, *(QUICK if effect["quick"] else [])]
+    experiment = Experiment.load(options.recipe, methods, overrides, list(effect["tuning"]))
+    experiment.chosen = effect["chosen"]
     place = options.runs / f"{name}-{'effect-quick' if effect['quick'] else 'effect'}"
     seeds = effect["seeds"][:2] if options.quick else effect["seeds"]
     found = {m: _Method(experiment, m, seeds, place, effect["methods"][m]) for m in options.only or effect["methods"]}
@@ -100,6 +102,7 @@ class _Method:
         similar: dict[str, list[float]] = {}
         for seed in self._seeds:
             run = open_run(self._experiment, [(self._method, self._experiment.chosen[self._method])], seed, self._place)
+            _require(run, self._model)
             objective = run.trained(self._model)
             train = Loader(run.log.schema, run.log.files("train"), batch_size=8192)
             for sigma, rise in noise_rise(objective.inference_model(), list(_first(train, ROWS))).items():
@@ -115,10 +118,7 @@ class _Method:
             "churn": self._churn(ships),
             "pcoc": statistics.mean(run["pcoc"] for run in self._effect["shipped"]["runs"]),
             "cka": {role: statistics.mean(values) for role, values in similar.items()},
-            "path": [
-                {line["epoch"]: {role: r["gauc"] for role, r in line["valid"].items()} for line in of}
-                for of in histories
-            ],
+            "path": [[_path(line) for line in of] for of in histories],
             "norms": [[line.get("table_gradient_norms") for line in (of[0], of[-1])] for of in histories],
         }
 
@@ -135,7 +135,16 @@ class _Method:
         ]
         log = Impressions.read(str(paths[0]), Columns())
         scores = log.scores(ModelRuns(self._model, tuple(map(str, paths))))
-        return statistics.mean(churn(log.label, a, b, log.user).mean_change for a, b in pairwise(scores))
+        return statistics.mean(churn(log.label, a, b, log.user).mean_change for a, b in combinations(scores, 2))
+
+
+def _require(run: Run, model: str) -> None:
+    """Refuse to train: what is looked at is what the effect benchmark has left."""
+    if not run.is_trained(model):
+        raise SystemExit(
+            f"{run.directory}: '{model}' is not there as benchmarks.effect trained it; give the same recipe, --set, "
+            "--methods and --runs"
+        )
 
 
 def _path(line: Mapping[str, Any]) -> dict[str, float | None]:
@@ -151,6 +160,8 @@ def _alone(experiment: Experiment, seeds: Sequence[int], place: Path) -> float |
     for seed in seeds:
         run = open_run(experiment, [(method, experiment.chosen[method]) for method in pair], seed, place)
         batch = next(iter(_first(Loader(run.log.schema, run.log.files("valid"), batch_size=8192), 8192)))
+        for method in pair:
+            _require(run, experiment.model(method))
         networks = [run.trained(experiment.model(method)).inference_model() for method in pair]
         found.append(linear_cka(*(_last_hidden(network, batch) for network in networks)))
         del run

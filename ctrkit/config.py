@@ -166,7 +166,7 @@ class Recipe(Strict):
     def _check_roles(self, name: str, model: Model) -> None:
         """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
         tower_of = dict(zip(model.roles, model.towers, strict=True))
-        for role in model.shipped if not isinstance(model, EnsembleConfig) else ():
+        for role in model.shipped_parts if not isinstance(model, EnsembleConfig) else ():
             if self.towers[tower_of[role]].privileged and len(tower_of) > 1:
                 raise ValueError(
                     f"model '{name}': tower '{tower_of[role]}' sees privileged features, so its network "
@@ -216,7 +216,7 @@ class Recipe(Strict):
             if name == model:
                 return found
             found |= {network_name(name, role): (name, role) for role in config.roles}
-            found[name] = (name, config.shipped[0])
+            found[name] = (name, config.shipped_parts[0])
         return found
 
     def frozen_teachers(self, model: str) -> dict[str, tuple[str, str]]:
@@ -242,7 +242,7 @@ class Recipe(Strict):
         """Whether its network that ships does without privileged features."""
         config = self.models[model]
         tower_of = dict(zip(config.roles, config.towers, strict=True))
-        return not any(self.towers[tower_of[role]].privileged for role in config.shipped)
+        return not any(self.towers[tower_of[role]].privileged for role in config.shipped_parts)
 
     def schema_(self) -> Schema:
         """The schema that [columns] and [features] declare."""

@@ -76,6 +76,11 @@ class _Model(Strict):
         return self.roles[:1]
 
     @property
+    def shipped_parts(self) -> tuple[str, ...]:
+        """Roles that what may ship consists of."""
+        return tuple(part for role in self.shipped for part in (self.roles if role == "mean" else (role,)))
+
+    @property
     def taught_by(self) -> tuple[str, ...]:
         """Networks of models above, or columns of the log, that teach it."""
         return ()
@@ -96,6 +101,12 @@ class HintConfig(Strict):
         if self.temperature != 1 and self.loss != "kl":
             raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
         return self
+
+
+class KlHintConfig(HintConfig):
+    """A hint that is the KL divergence unless it says otherwise."""
+
+    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "kl"
 
 
 class LayerHintConfig(Strict):
@@ -129,7 +140,15 @@ class PointwiseConfig(_Model):
         return ("",)
 
 
-class RocketLaunchingConfig(_Model):
+class _Taught(_Model):
+    unexposed: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
+    impression beside the ad of another one of its batch."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every label that becomes one half."""
+
+
+class RocketLaunchingConfig(_Taught):
     """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
 
     objective: Literal["rocket_launching"]
@@ -148,12 +167,8 @@ class RocketLaunchingConfig(_Model):
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     teachers: list[str] = Field(default_factory=list)
     """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
-    teacher_hint: HintConfig = HintConfig(loss="kl")
+    teacher_hint: KlHintConfig = KlHintConfig()
     auxiliary_head: bool = False
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def boosters(self) -> tuple[str, ...]:
@@ -177,21 +192,17 @@ class RocketLaunchingConfig(_Model):
         return tuple(self.teachers)
 
 
-class DistillationConfig(_Model):
+class DistillationConfig(_Taught):
     """A light tower that learns from trained models: `ctrkit.objectives.distillation`."""
 
     objective: Literal["distillation"]
     student: str
     teachers: Annotated[list[str], Field(min_length=1, max_length=100)]
     """Networks of models above, or columns of the log; of several, their mean teaches."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     label_weight: Annotated[float, Field(ge=0)] = 1.0
     layer_hints: list[LayerHintConfig] = Field(default_factory=list)
     auxiliary_head: bool = False
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -209,25 +220,21 @@ class DistillationConfig(_Model):
         return tuple(self.teachers)
 
 
-class MutualLearningConfig(_Model):
+class MutualLearningConfig(_Taught):
     """Towers that teach each other (Zhang et al., CVPR 2018): `ctrkit.objectives.mutual_learning`."""
 
     objective: Literal["mutual_learning"]
     peers: Annotated[list[str], Field(min_length=2, max_length=100)]
     """Their towers; one may stand there several times."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     share: Literal["embeddings", "none"] = "none"
     average: Literal["each", "mean"] = "each"
     """each: DML; mean: DML_e."""
     updates: Literal["together", "in_turn"] = "together"
     across_processes: bool = False
     """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
-    serve: Literal["best"] | Annotated[int, Field(ge=0)] = "best"
-    """Which peer ships: the best on the validation part, or the one of that number."""
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    serve: Literal["best", "mean"] | Annotated[int, Field(ge=0)] = "best"
+    """What ships: the best peer on validation, the mean of all, at the cost of all, or the peer of that number."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -241,12 +248,18 @@ class MutualLearningConfig(_Model):
 
     @property
     def shipped(self) -> tuple[str, ...]:
-        """All, or the one chosen."""
-        return self.roles if self.serve == "best" else (self.roles[self.serve],)
+        """All, their mean, or the one chosen."""
+        match self.serve:
+            case "best":
+                return self.roles
+            case "mean":
+                return ("mean",)
+            case number:
+                return (self.roles[number],)
 
     @model_validator(mode="after")
     def _served(self) -> Self:
-        if self.serve != "best" and self.serve >= len(self.peers):
+        if isinstance(self.serve, int) and self.serve >= len(self.peers):
             raise ValueError(f"serve = {self.serve}, but there are {len(self.peers)} peers, counted from 0")
         return self
 
@@ -257,6 +270,8 @@ class EnsembleConfig(_Model):
     objective: Literal["ensemble"]
     members: Annotated[list[str], Field(min_length=2, max_length=100)]
     """Their towers; one may stand there several times: each member starts from other weights."""
+    serve: Literal["best", "mean"] = "best"
+    """What ships, if it does: the best member on the validation part, or the mean of all."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -270,8 +285,8 @@ class EnsembleConfig(_Model):
 
     @property
     def shipped(self) -> tuple[str, ...]:
-        """Any of them."""
-        return self.roles
+        """Any of them, or their mean."""
+        return self.roles if self.serve == "best" else ("mean",)
 
 
 class LessonConfig(Strict):
@@ -280,13 +295,13 @@ class LessonConfig(Strict):
     student: str
     teachers: Annotated[list[str], Field(min_length=1)]
     """Roles, networks of models above, or columns of the log."""
-    hint: HintConfig = HintConfig(loss="kl")
+    hint: KlHintConfig = KlHintConfig()
     average: Literal["each", "mean"] = "mean"
     blocked: bool = True
     auxiliary_head: bool = False
 
 
-class CoTrainingConfig(_Model):
+class CoTrainingConfig(_Taught):
     """Any mix of them: `ctrkit.objectives.co_training`."""
 
     objective: Literal["co_training"]
@@ -301,10 +316,6 @@ class CoTrainingConfig(_Model):
     updates: Literal["together", "in_turn"] = "together"
     serve: list[str] = Field(default_factory=list)
     """Roles of which the best on the validation part ships."""
-    unexposed: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
-    impression beside the ad of another one of its batch."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -165,6 +165,16 @@ class Run:
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
 
+    def is_trained(self, model: str) -> bool:
+        """Whether a model lies there as this recipe trains it."""
+        place = self.directory / "models" / model
+        done = read_json(place / "result.json")
+        best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
+        above = [of for of, _ in self.recipe.frozen_teachers(model).values()]
+        if done is None or best is None or not all(self.is_trained(of) for of in above):
+            return False
+        return bool(done.get("fingerprint") == self._model_fingerprint(model))
+
     def _model_fingerprint(self, model: str) -> str:
         recipe = as_dict(self.recipe)
         content = {
@@ -241,7 +251,7 @@ class Run:
             objective = self.trained(model).to(device)
             for role, probability in predict(objective, self.loader("test"), device).items():
                 name = network_name(model, role)
-                multiplications = objective.networks()[role].multiplications
+                multiplications = objective.network(role).multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
                 held_out.save(predictions / f"{name}.parquet", probability)
         if held_out.oracle is not None:
@@ -290,7 +300,7 @@ class Run:
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
         serves = place == self.directory / "bundle"
-        return self.write(objective.networks()[role], place, name, metrics, fingerprint, rewritten=serves)
+        return self.write(objective.network(role), place, name, metrics, fingerprint, rewritten=serves)
 
     def write(
         self,

@@ -171,6 +171,7 @@ class ModelTraining:
         if self._peers_apart:
             assert isinstance(objective, CoTraining)
             peers = PeerRanks(objective, optimizers, ranks)
+            torch.manual_seed(config.seed + ranks.rank)  # each drops other units
         return Trainer(
             objective,
             optimizers,

@@ -397,3 +397,16 @@ def test_what_was_trained_opens_without_its_run(finished: Path) -> None:
     objective = trained(run.recipe, "taught", run.log, finished / "models" / "taught", frozen)
     assert not objective.training
     assert objective.inference_role() == ""
+
+
+def test_the_mean_of_peers_ships_as_one_network(copy: Path) -> None:
+    run, _ = opened(copy, "export.model=peers", "models.peers.serve=mean", 'models.peers.peers=["light", "light"]')
+    assert run.train("peers")["ships"] == "mean"
+    scores = [pq.read_table(copy / f"predictions/test/peers_{role}.parquet")["probability"].to_numpy()
+              for role in ("peer0", "peer1", "mean") if run.evaluation]  # fmt: skip
+    logits = [np.log(score / (1 - score)) for score in scores]
+    np.testing.assert_allclose(logits[2], (logits[0] + logits[1]) / 2, atol=1e-6)
+    assert run.bundle.manifest.name == "peers_mean"
+    assert run.bundle.manifest.parity_max_abs_diff < 1e-6
+    lines = (copy / "models/peers/metrics.jsonl").read_text().splitlines()
+    assert all("mean" in json.loads(line)["valid"] for line in lines)

@@ -41,9 +41,12 @@ class Networks:
         embedding = self._embedding(privileged=False) if own_tables else self._shared
         privileged = None
         if config.privileged:
-            if self._privileged is None:
-                self._privileged = self._embedding(privileged=True)
-            privileged = self._privileged
+            if own_tables:
+                privileged = self._embedding(privileged=True)
+            elif self._privileged is None:
+                privileged = self._privileged = self._embedding(privileged=True)
+            else:
+                privileged = self._privileged
         in_features = embedding.out_features + (privileged.out_features if privileged else 0)
         attended = attended_lists(self._schema, embedding) if config.kind == "target_attention" else []
         if config.kind == "target_attention" and not attended:

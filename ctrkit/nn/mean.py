@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ctrkit.errors import UserError
-from ctrkit.nn.embedding import Embedding
+from ctrkit.nn.embedding import Embedding, TablePrecision
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 
@@ -29,10 +29,11 @@ def mean_network(networks: Sequence[Network]) -> Network:
     if any(network.privileged is not None for network in networks):
         raise UserError("a network that sees privileged features cannot be part of a mean that ships")
     mlps = [tower for tower in towers if isinstance(tower, MLP)]
-    if len(mlps) < len(towers) or len({_shape(mlp) for mlp in mlps}) > 1:
+    shapes = {_shape(mlp) for mlp in mlps}
+    if len(mlps) < len(towers) or len(shapes) > 1 or None in shapes:
         raise UserError(
-            "the mean ships as one MLP: give its networks towers of kind mlp with the same number of layers, the same "
-            "activation (not prelu) and the same batch_norm"
+            "the mean ships as one MLP: give its networks towers of kind mlp with the same number of hidden layers, at "
+            "least one, the same activation (not prelu) and the same batch_norm"
         )
     embeddings = list({id(network.embedding): network.embedding for network in networks}.values())
     joined = embeddings[0] if len(embeddings) == 1 else _joined_tables(embeddings)
@@ -50,22 +51,20 @@ def mean_network(networks: Sequence[Network]) -> Network:
         if dense:
             first.weight[rows, -dense:] = own.weight[:, -dense:]
         row = rows.stop
-    if len(tower.linears) == 1:
-        first.weight[:] = first.weight[:1]
     return Network(joined, tower).eval()
 
 
 def _shape(mlp: MLP) -> tuple[str, ...] | None:
-    """What MLPs that can be joined have in common: their layers, dropout left out."""
+    """What MLPs that can be joined have in common: their layers, dropout left out; None where none can."""
     kinds = [type(layer).__name__ for layer in mlp.layers if not isinstance(layer, nn.Dropout)]
-    return None if "PReLU" in kinds else tuple(kinds)
+    return None if "PReLU" in kinds or not mlp.hidden_widths else tuple(kinds)
 
 
 def _joined_tables(embeddings: Sequence[Embedding]) -> Embedding:
     """Tables whose rows are the embeddings' rows, one behind the other."""
     first, count = embeddings[0], len(embeddings)
     tables = [replace(table, dim=table.dim * count) for table in first.tables]
-    precision = "fp16" if first.dtype == torch.float16 else "fp32"
+    precision: TablePrecision = "fp16" if first.dtype == torch.float16 else "fp32"
     joined = Embedding(tables, first.dense_columns or first.num_dense, precision=precision)
     weights = [embedding.table_weights() for embedding in embeddings]
     for name, weight_VE in joined.table_weights().items():
@@ -94,7 +93,8 @@ def _joined_towers(mlps: Sequence[MLP], in_features: int) -> MLP:
             else:
                 layer.bias.copy_(torch.cat([part.bias for part in parts]))
                 if linears:
-                    layer.weight.copy_(torch.block_diag(*(part.weight for part in parts)))
+                    diagonal = torch.block_diag(*(part.weight for part in parts))  # type: ignore[no-untyped-call]
+                    layer.weight.copy_(diagonal)
             linears += 1
     return tower
 

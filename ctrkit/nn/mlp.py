@@ -60,6 +60,7 @@ class MLP(Tower):
     ) -> None:
         super().__init__()
         self.widths = (in_features, *hidden, 1)
+        self.activation = activation
         layers: list[nn.Module] = []
         self._ends: list[int] = []  # of each hidden layer, in `layers`
         for width_in, width_out in zip(self.widths[:-2], self.widths[1:-1], strict=True):

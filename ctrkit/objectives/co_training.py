@@ -5,7 +5,6 @@ of what a student's gradient may reach: see the functions in `rocket_launching`,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,16 +17,9 @@ from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Lists, Tower, Vectors
+from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
-from ctrkit.objectives.objective import Objective, scaled
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What a network has made of a batch."""
-
-    hidden: list[Tensor]
-    logit_B: Tensor
+from ctrkit.objectives.objective import MEAN, Objective, scaled
 
 
 class CoTraining(Objective):
@@ -49,7 +41,7 @@ class CoTraining(Objective):
         unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
-        shipped: roles that may ship; the first network if not given.
+        shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
     """
 
     def __init__(
@@ -73,6 +65,7 @@ class CoTraining(Objective):
         self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
         self.gradient_to_shared = dict(gradient_to_shared or {})
         self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
+        self.mean_of = tuple(networks) if MEAN in shipped else ()
         self.turns = len(networks) if in_turn else 1
         self._held: str | None = None
         self._exchange: Callable[[Tensor], list[Tensor]] = lambda logit_B: [logit_B]
@@ -101,6 +94,12 @@ class CoTraining(Objective):
         students = {lesson.student for lesson in self.lessons}
         pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
         pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
+        for lesson in self.lessons:
+            if lesson.hint.loss == "soft_bce" and not lesson.blocked:
+                raise ValueError(
+                    "soft_bce is no distance for a teacher that hears it too: it would draw both to zero; take kl, "
+                    "whose gradient for the student is the same"
+                )
         for student, teacher in pairs:
             if student == teacher:
                 raise ValueError(f"'{student}' would teach itself; name another teacher")
@@ -175,14 +174,14 @@ class CoTraining(Objective):
         traces = self._all_traces(batch, taught)
         found: dict[str, Tensor] = {}
         for role in taught:
-            weight = self.label_weight.get(role, 1.0)
-            if weight:
-                loss_B = label_loss(traces[role].logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
-                found[role] = loss_B if weight == 1 else weight * loss_B
+            if self.label_weight.get(role, 1.0):
+                found[role] = self._label_loss(role, traces[role].logit_B, batch)
         found |= self._hints(taught, traces, batch, step, "hint")
         if self.unexposed and self.training:
             candidates = self._candidates(batch, step)
-            hints = self._hints(taught, self._all_traces(candidates, taught), candidates, step, "unexposed_hint")
+            with frozen_statistics(self):  # of what was shown, which is what the network is judged on
+                traces_there = self._all_traces(candidates, taught)
+            hints = self._hints(taught, traces_there, candidates, step, "unexposed_hint")
             found |= {name: self.unexposed * hint_B for name, hint_B in hints.items()}
         for index, layer_hint in enumerate(self.layer_hints):
             if layer_hint.student in taught:
@@ -210,7 +209,7 @@ class CoTraining(Objective):
             others = {role: Traced([], logits[i]) for i, role in enumerate(self.networks()) if role != self._held}
             with torch.no_grad():
                 return traces | others | self.frozen.traces(batch)
-        with torch.no_grad():
+        with torch.no_grad(), frozen_statistics(self):
             traces |= self._traces(batch, [role for role in self.networks() if role not in taught])
             return traces | self.frozen.traces(batch)
 
@@ -227,11 +226,13 @@ class CoTraining(Objective):
         for index, lesson in enumerate(self.lessons):
             if lesson.student in taught:
                 key = self._hint_name(name, lesson.student)
-                hint_B = self._hint(index, lesson, traces, batch, step)
+                hint_B = self._hint(index, lesson, traces, batch, step, shown=name == "hint")
                 found[key] = found[key] + hint_B if key in found else hint_B
         return found
 
-    def _hint(self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int) -> Tensor:
+    def _hint(
+        self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int, *, shown: bool
+    ) -> Tensor:
         """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
@@ -245,36 +246,33 @@ class CoTraining(Objective):
             teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
-            weight *= self._scale(index, lesson, student_B, teachers, known_B, batch.label_B, step)
+            squares = self.get_buffer("gradient_squares")[index]
+            if step < MEASURED_STEPS and self.training:
+                if not shown:  # not applied yet, and measured on what was shown
+                    return torch.zeros_like(student_B)
+                squares += self._squares(lesson, student_B, teachers, known_B, batch)
+            weight *= lesson.hint.scale(squares, step)
         return weight * _mean_hint(lesson, student_B, teachers) * known_B
 
-    def _scale(
-        self,
-        index: int,
-        lesson: Lesson,
-        student_B: Tensor,
-        teachers: Sequence[Tensor],
-        known_B: Tensor,
-        label_B: Tensor,
-        step: int,
-    ) -> float:
-        """What brings the hint to its share of the label loss's gradient; 0 while that is measured."""
-        assert lesson.hint.gradient_share is not None
-        assert isinstance(self.gradient_squares, Tensor)
-        squares = self.gradient_squares[index]
-        if step >= MEASURED_STEPS or not self.training or label_B.isnan().all():
-            label, hint = squares.tolist()
-            return float(lesson.hint.gradient_share * (label / hint) ** 0.5) if hint > 0 else 0.0
+    def _squares(
+        self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_B: Tensor, batch: Batch
+    ) -> Tensor:
+        """Squared norms of the label loss's and the hint's gradients on the student's logits, over all processes."""
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
+            label_B = self._label_loss(lesson.student, logit_B, batch)
             hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
-            losses = (label_loss(logit_B, label_B), hint_B)
-            gradients = [torch.autograd.grad(loss_B.sum(), logit_B)[0] for loss_B in losses]
+            losses = [(batch.weight_B * loss_B).sum() for loss_B in (label_B, hint_B)]
+            gradients = [torch.autograd.grad(loss, logit_B)[0] for loss in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
-        if distributed.is_available() and distributed.is_initialized():
+        if self._held is None and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(added)
-        squares += added
-        return 0.0
+        return added
+
+    def _label_loss(self, role: str, logit_B: Tensor, batch: Batch) -> Tensor:
+        """Weighted; a label weight of 0 counts as 1 where a hint is measured by it."""
+        loss_B = label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
+        return loss_B * (self.label_weight.get(role, 1.0) or 1.0)
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]
@@ -283,36 +281,6 @@ class CoTraining(Objective):
         if projection in self.towers:
             student_BH = self.towers[projection](student_BH)
         return hint.weight * LAYER_LOSSES[hint.loss](student_BH, teacher_BH)
-
-
-class Frozen(nn.Module):
-    """Trained networks that only teach: always in evaluation mode, without gradients."""
-
-    def __init__(self, networks: Mapping[str, Network]) -> None:
-        super().__init__()
-        self._names = tuple(networks)
-        self._members = nn.ModuleList(networks.values())
-        self.requires_grad_(False)
-        self.train(False)
-
-    def networks(self) -> dict[str, Network]:
-        """All of them, by name."""
-        members = zip(self._names, self._members, strict=True)
-        return {name: network for name, network in members if isinstance(network, Network)}
-
-    def traces(self, batch: Batch) -> dict[str, Traced]:
-        """What they make of a batch."""
-        members = self.networks()
-        embeddings = {id(e): e for network in members.values() for e in network.embeddings}
-        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
-        given = {name: network.vectors(lambda e: read[id(e)]) for name, network in members.items()}
-        return {
-            name: Traced(*network.tower.trace(given[name].x_BX, given[name].lists)) for name, network in members.items()
-        }
-
-    def train(self, mode: bool = True) -> "Frozen":
-        """Stays as it is."""
-        return super().train(False)
 
 
 class _Traceable(nn.Module):

@@ -60,6 +60,13 @@ class Hint:
             case "soft_bce":
                 return soft_bce(student_B, teacher_B)
 
+    def scale(self, squares: Tensor, step: int) -> float:
+        """What brings its gradient to its share of the label loss's, given the squared norms of both; at first 0."""
+        label, hint = squares.tolist()
+        if self.gradient_share is None or step < MEASURED_STEPS or hint == 0:
+            return 1.0 if self.gradient_share is None else 0.0
+        return float(self.gradient_share * (label / hint) ** 0.5)
+
     def weight_at(self, step: int) -> float:
         """Its weight in the step after `step` others."""
         if step < self.warmup_steps:

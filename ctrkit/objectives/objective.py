@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
+from ctrkit.nn.mean import mean_network
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Tower
+
+MEAN = "mean"
 
 
 class Objective(nn.Module, ABC):
@@ -24,6 +27,9 @@ class Objective(nn.Module, ABC):
         shipped: roles that may ship; the first if not given.
         towers: what is trained, by name, where networks are views of one tower.
     """
+
+    mean_of: tuple[str, ...] = ()
+    """Roles whose mean logit is judged too, and may ship, by the role `MEAN`."""
 
     turns = 1
     """Steps that it takes on each batch, one after another; each has losses of its own."""
@@ -95,9 +101,15 @@ class Objective(nn.Module, ABC):
         assert role in self._shipped, role
         self._shipped = (role, *(other for other in self._shipped if other != role))
 
+    def network(self, role: str) -> Network:
+        """A network by its role; for `MEAN` a new one that is the mean of those in `mean_of`."""
+        if role == MEAN and self.mean_of:
+            return mean_network([self.networks()[each] for each in self.mean_of])
+        return self.networks()[role]
+
     def inference_model(self) -> Network:
         """The network that ships."""
-        return self.networks()[self.inference_role()]
+        return self.network(self.inference_role())
 
 
 def scaled(value: Tensor, share: float) -> Tensor:

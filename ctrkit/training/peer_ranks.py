@@ -34,7 +34,8 @@ class PeerRanks:
             raise UserError(
                 f"{len(networks)} peers over {ranks.size} processes: each process trains one, so start as many as peers"
             )
-        if len({id(network.embedding) for network in networks.values()}) < len(networks) or objective.turns > 1:
+        held = [id(embedding) for network in networks.values() for embedding in network.embeddings]
+        if len(set(held)) < len(held) or objective.turns > 1:
             raise UserError('peers over processes need share = "none" and updates = "together"')
         self._objective, self._optimizers, self._ranks = objective, optimizers, ranks
         objective.hold(list(networks)[ranks.rank], self._exchange)
@@ -58,6 +59,13 @@ class PeerRanks:
                 if name.startswith(prefixes):
                     assert isinstance(value, Tensor)
                     distributed.broadcast(value, src=rank)
+        if "objective.gradient_squares" in tensors:
+            squares = tensors["objective.gradient_squares"]
+            assert isinstance(squares, Tensor)
+            for number, lesson in enumerate(objective.lessons):
+                row = squares[number].clone()
+                distributed.broadcast(row, src=list(objective.networks()).index(lesson.student))
+                squares[number] = row
         for optimizer in self._optimizers:
             if isinstance(optimizer, TableOptimizer):
                 for group in optimizer.param_groups:

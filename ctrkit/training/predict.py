@@ -8,7 +8,7 @@ import torch
 
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
-from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.objective import MEAN, Objective
 from ctrkit.training.ranks import Ranks
 
 
@@ -37,6 +37,8 @@ def predict(
         objective.train(training)
     # in double precision, so that large logits do not all become 1.0 and tie
     logits = {role: np.concatenate(part).astype(np.float64) for role, part in parts.items()}
+    if objective.mean_of:
+        logits[MEAN] = np.mean([logits[role] for role in objective.mean_of], axis=0)
     gathered = ranks.gather(logits)
     if gathered is not None and ranks.size > 1:
         logits = {role: np.concatenate([part[role] for part in gathered]) for role in logits}
