@@ -170,7 +170,8 @@ class Run:
         place = self.directory / "models" / model
         done = read_json(place / "result.json")
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
-        above = [of for of, _ in self.recipe.frozen_teachers(model).values()]
+        source = self._slice_of(model)
+        above = [*(of for of, _ in self.recipe.frozen_teachers(model).values()), *([source] if source else [])]
         if done is None or best is None or not all(self.is_trained(of) for of in above):
             return False
         return bool(done.get("fingerprint") == self._model_fingerprint(model))
