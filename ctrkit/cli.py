@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ctrkit
 from ctrkit.atomic import atomic_file
-from ctrkit.config import load_recipe
+from ctrkit.config import load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit_serving.bench.command import add_options as add_bench_options
 from ctrkit_serving.server.command import add_options as add_serve_options
@@ -125,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_export_options(recipe_verb("export", _export, "Write the bundle that goes online: the network that ships."))
     recipe_verb("run", _run, "Do a whole recipe: prepare, train, evaluate, export, bench. Finished steps are skipped.")
     _add_run_options(verb("demo", _demo, "The whole job on a synthetic display-ad log; minutes on two cores."))
+    _add_slim_options(
+        verb("slim", _slim, "Export the best width of a run's slimmable model that keeps a budget on this machine.")
+    )
     bench = verb("bench", _bench, "Latency of bundles on this machine, side by side, and of a server under load.")
     add_bench_options(bench)
     score = verb("score", _score, "Score a file of requests, one JSON object a line.")
@@ -161,6 +164,17 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
                        "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
     group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
     group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
+
+
+def _add_slim_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="directory of a run whose recipe has a slimmable model")
+    parser.add_argument(
+        "--budget", required=True, help='"p99 <= 0.5 ms @ 400 ads, 1 thread", or p50, or multiplications'
+    )
+    parser.add_argument("--model", help="the slimmable model (default: the last one)")
+    parser.add_argument("--uniform", action="store_true", help="only widths that are one fraction of all layers")
+    parser.add_argument("--out", type=Path, help="where the bundle goes (default: RUN/slim/bundle)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -298,6 +312,29 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     in_wheel, in_checkout = here / "demo.toml", here.parent / "pipelines" / "demo.toml"
     options.recipe = in_wheel if in_wheel.exists() else in_checkout
     return _run(options)
+
+
+def _slim(options: argparse.Namespace) -> dict[str, Any]:
+    from ctrkit.budget import Budget
+
+    budget = Budget.parse(options.budget)
+    recipe = read_recipe(options.run / "recipe.json")
+    from ctrkit.run import Run
+    from ctrkit.slim import Slim
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    run = Run(recipe, options.run, quiet=options.quiet, say=say)
+    slim = Slim(run, options.model)
+    front = slim.front(search=not options.uniform)
+    result = slim.choose(budget, options.out or options.run / "slim" / "bundle", front)
+    unit, digits = (" ms", 3) if budget.timed else ("", 0)
+    shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
+    kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"
+    values = ", ".join(f"test {name} {result['test'][name]:.4f}" for name in ("gauc", "auc") if name in result["test"])
+    return {**result, "text": f"{shown}\n{kept}; {values}"}
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:

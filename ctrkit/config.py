@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ctrkit.config_data import DataConfig, Strict
 from ctrkit.config_errors import explain
-from ctrkit.config_models import EnsembleConfig, Model, TrainConfig
+from ctrkit.config_models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
 from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema
@@ -182,6 +182,7 @@ class Recipe(Strict):
                 )
         if any(self.towers[tower].privileged for tower in model.towers) and not self.schema_().privileged_features:
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
+        self._check_slice(name, model)
         above = self._networks_above(name)
         for teacher in model.taught_by:
             if teacher not in above and teacher not in self.columns.teachers:
@@ -198,6 +199,23 @@ class Recipe(Strict):
                     f"model '{name}' is taught by '{teacher}', which is a column of columns.teachers and the name of a "
                     "network; rename one of them"
                 )
+
+    def _check_slice(self, name: str, model: Model) -> None:
+        if not isinstance(model, PointwiseConfig) or model.slice_of is None:
+            return
+        source = self.models.get(model.slice_of)
+        if not isinstance(source, SlimmableConfig) or [*self.models].index(model.slice_of) > [*self.models].index(name):
+            raise ValueError(f"model '{name}' is a slice of '{model.slice_of}', which is no slimmable model above it")
+        ours, theirs = self.towers[model.tower], self.towers[source.tower]
+        fits = len(ours.hidden) == len(theirs.hidden) and all(
+            a <= b for a, b in zip(ours.hidden, theirs.hidden, strict=True)
+        )
+        alike = ours.activation == theirs.activation and ours.batch_norm == theirs.batch_norm and ours.kind == "mlp"
+        if not fits or not alike:
+            raise ValueError(
+                f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, no wider "
+                f"than '{source.tower}', {theirs.hidden}, and have its activation and batch_norm"
+            )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:
         """Model and role of each network of the models above one, by the network's name; a model's name ships."""
@@ -269,6 +287,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         problems = explain(error, Recipe)
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise UserError(f"{path}: the recipe has {len(problems)} problem(s):\n{lines}") from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run keeps beside its results (`as_dict`).
+
+    Raises:
+        UserError: there is none, or it is of another version of ctrkit.
+    """
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the directory of a run") from error
+    except ValidationError as error:
+        raise UserError(f"{path}: not a recipe of this version of ctrkit; carry the run out again: {error}") from None
 
 
 def network_name(model: str, role: str) -> str:

@@ -66,6 +66,11 @@ class _Model(Strict):
         raise NotImplementedError
 
     @property
+    def tower_names(self) -> tuple[str, ...]:
+        """Names of the towers as `Objective.towers` has them, in the order of `roles`."""
+        return tuple(role or "tower" for role in self.roles)
+
+    @property
     def shipped(self) -> tuple[str, ...]:
         """Those of `roles` that may ship."""
         return self.roles[:1]
@@ -120,6 +125,8 @@ class PointwiseConfig(_Model):
 
     objective: Literal["pointwise"]
     tower: str
+    slice_of: str | None = None
+    """Start from a slimmable model above: its tables, and its tower at the widths of this one (AutoSlim)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
@@ -342,12 +349,99 @@ class CoTrainingConfig(_Taught):
         return self
 
 
+class SlimmableConfig(_Model):
+    """One tower of every width: `ctrkit.objectives.slimmable`."""
+
+    objective: Literal["slimmable"]
+    tower: str
+    widths: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)] = Field(
+        default_factory=lambda: [0.25, 0.5, 0.75, 1.0]
+    )
+    """Fractions of the hidden layers that are evaluated; the lowest and the highest bound what is trained."""
+    serve: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The one of `widths` that ships; the highest if not given."""
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Channels of a fraction are rounded to a multiple of it."""
+    norm: Literal["switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"] = "universal_batch_norm"
+    """What `batch_norm` of the tower is at several widths: `ctrkit.nn.slimmable`."""
+    calibration_rows: Annotated[int, Field(ge=1, le=10**8)] = 65_536
+    """Rows of the training part that universal_batch_norm is calibrated on."""
+    rescale: bool = False
+    """A layer that reads c of its n inputs multiplies their sum by n / c."""
+    sampling: Literal["sandwich", "list", "random"] = "sandwich"
+    samples: Annotated[int, Field(ge=1, le=100)] = 4
+    """Widths a step, of sandwich and random."""
+    non_uniform: bool = False
+    """Drawn widths have a fraction of its own for every layer."""
+    distillation: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of what the narrower widths learn from the widest: at 1, the paper's, the widest learns more slowly."""
+    label_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of the label in the losses of the narrower widths."""
+    narrow_to_tables: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the narrower widths' gradient that reaches the tables: with all of it they overfit sooner."""
+    booster: str | list[str] = Field(default_factory=list)
+    """Towers that teach every width (Rocket Launching)."""
+    hint: HintConfig = HintConfig()
+    gradient_to_tables: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of all widths' gradient that reaches the tables; 1, under boosters 0, if not given."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Of `widths`, by role."""
+        return {f"w{width:g}" if width < 1 else "w1.0": width for width in sorted(self.widths)}
+
+    @property
+    def boosters(self) -> tuple[str, ...]:
+        """Towers of the boosters."""
+        return (self.booster,) if isinstance(self.booster, str) else tuple(self.booster)
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The tower, once a width, and the boosters'."""
+        return (*(self.tower for _ in self.fractions), *self.boosters)
+
+    @property
+    def booster_roles(self) -> tuple[str, ...]:
+        """booster, or booster0, booster1, ..."""
+        return ("booster",) if len(self.boosters) == 1 else tuple(f"booster{i}" for i in range(len(self.boosters)))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """w0.25, w0.5, ..., w1.0, and the boosters'."""
+        return (*self.fractions, *self.booster_roles)
+
+    @property
+    def tower_names(self) -> tuple[str, ...]:
+        """All widths are of one tower."""
+        return (*("slimmable" for _ in self.fractions), *self.booster_roles)
+
+    @property
+    def shipped(self) -> tuple[str, ...]:
+        """`serve`, or the widest."""
+        served = max(self.widths) if self.serve is None else self.serve
+        return (next(role for role, width in self.fractions.items() if width == served),)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.serve is not None and self.serve not in self.widths:
+            raise ValueError(f"serve = {self.serve:g} is not one of widths: {self.widths}")
+        if len(set(self.widths)) < len(self.widths):
+            raise ValueError(f"widths has one twice: {self.widths}")
+        if self.sampling == "sandwich" and self.samples < 2:
+            raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
+        if not self.distillation and not self.label_weight and not self.boosters:
+            raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        return self
+
+
 Model = Annotated[
     PointwiseConfig
     | RocketLaunchingConfig
     | DistillationConfig
     | MutualLearningConfig
     | EnsembleConfig
-    | CoTrainingConfig,
+    | CoTrainingConfig
+    | SlimmableConfig,
     Field(discriminator="objective"),
 ]

@@ -22,6 +22,7 @@ import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import BEST, Recipe, as_dict, network_name
+from ctrkit.config_models import PointwiseConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
@@ -106,7 +107,8 @@ class Run:
             self.say(f"prepare: {error}; preparing again")
             return None
 
-    def _loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
+    def loader(self, part: Part, batch_size: int = EVALUATION_BATCH) -> Loader:
+        """The rows of a part, as they lie."""
         return Loader(self.log.schema, self.log.files(part), batch_size=batch_size)
 
     # --- train
@@ -138,6 +140,9 @@ class Run:
         place = self.directory / "models" / model
         for teacher, _ in self.recipe.frozen_teachers(model).values():
             self.train(teacher)
+        source = self._slice_of(model)
+        if source is not None:
+            self.train(source)
         fingerprint = self._model_fingerprint(model)
         done = self.ranks.on_first(lambda: read_json(place / "result.json"))
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
@@ -146,7 +151,17 @@ class Run:
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
         frozen = self._teachers(model)
-        training = ModelTraining(self.recipe, model, self.log, place, frozen, self.ranks, self.quiet, self.say)
+        training = ModelTraining(
+            self.recipe,
+            model,
+            self.log,
+            place,
+            frozen,
+            self.ranks,
+            self.quiet,
+            self.say,
+            slice_of=None if source is None else self.trained(source),
+        )
         result = training.fit(fingerprint)
         self.ranks.on_first(lambda: write_json(place / "result.json", result))
         return result
@@ -156,7 +171,8 @@ class Run:
         place = self.directory / "models" / model
         done = read_json(place / "result.json")
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
-        above = [of for of, _ in self.recipe.frozen_teachers(model).values()]
+        source = self._slice_of(model)
+        above = [*(of for of, _ in self.recipe.frozen_teachers(model).values()), *([source] if source else [])]
         if done is None or best is None or not all(self.is_trained(of) for of in above):
             return False
         return bool(done.get("fingerprint") == self._model_fingerprint(model))
@@ -176,6 +192,9 @@ class Run:
         teachers = self.recipe.frozen_teachers(model)
         if teachers:
             content["teachers"] = {name: [*self._weights(of), role] for name, (of, role) in teachers.items()}
+        source = self._slice_of(model)
+        if source is not None:
+            content["slice_of"] = self._weights(source)
         start = self._start(model)
         if start is not None:
             content["warm_start"] = start
@@ -185,6 +204,11 @@ class Run:
         """What identifies the weights of another run that a model starts from; None if it starts from its seed."""
         run, place = self.recipe.train_config(model).warm_start, self.directory / "models" / model
         return None if run is None else self.ranks.on_first(lambda: start_identity(run, model, place))
+
+    def _slice_of(self, model: str) -> str | None:
+        """The slimmable model that a model starts from."""
+        config = self.recipe.models[model]
+        return config.slice_of if isinstance(config, PointwiseConfig) else None
 
     def _weights(self, model: str) -> list[str]:
         """What identifies the trained weights of a model, and with them all that is made of them."""
@@ -227,7 +251,7 @@ class Run:
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)
             objective = self.trained(model).to(device)
-            for role, probability in predict(objective, self._loader("test"), device).items():
+            for role, probability in predict(objective, self.loader("test"), device).items():
                 name = network_name(model, role)
                 multiplications = objective.network(role).multiplications
                 networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
@@ -293,8 +317,22 @@ class Run:
         name = network_name(model, role)
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
+        serves = place == self.directory / "bundle"
+        return self.write(objective.network(role), place, name, metrics, fingerprint, rewritten=serves)
+
+    def write(
+        self,
+        network: Network,
+        place: Path,
+        name: str,
+        metrics: dict[str, float],
+        fingerprint: str,
+        *,
+        rewritten: bool = True,
+    ) -> Bundle:
+        """Export a network; `rewritten`: with the item table and the approximations of [export]."""
         bundle = export_bundle(
-            objective.network(role),
+            network,
             self.log.encoding.serving(),
             place,
             name=name,
@@ -302,7 +340,7 @@ class Run:
             requests=list(islice(read_requests(self.log.requests), 64)),
             metrics=metrics,
             recipe={"fingerprint": fingerprint, **as_dict(self.recipe)},
-            **(self._rewrites() if place == self.directory / "bundle" else {}),
+            **(self._rewrites() if rewritten else {}),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
         return bundle
@@ -315,7 +353,7 @@ class Run:
         rewrites = Rewrites(items, config.item_key, config.tables, config.int8, limits)
         if not rewrites.approximate:
             return {"rewrites": rewrites}
-        judged = HeldOutRows(self._loader("test").epoch, HeldOut(self.log, "test").report)
+        judged = HeldOutRows(self.loader("test").epoch, HeldOut(self.log, "test").report)
         return {"rewrites": rewrites, "judged": judged, "say": self.say}
 
     def _load(self, place: Path) -> Bundle | None:
@@ -327,7 +365,7 @@ class Run:
 
     def _held_out(self) -> Iterator[Batch]:
         rows = 0
-        for batch in self._loader("valid", batch_size=1024).epoch():
+        for batch in self.loader("valid", batch_size=1024).epoch():
             if rows >= self.recipe.export.parity_rows:
                 return
             rows += len(batch)

@@ -1,6 +1,6 @@
 """The training of one model of a recipe on a prepared log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
 from ctrkit.config_models import MutualLearningConfig, TrainConfig
+from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.errors import UserError
@@ -22,7 +23,9 @@ from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
+from ctrkit.training.autoslim import start_from_slice
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.peer_ranks import PeerRanks
@@ -33,6 +36,8 @@ from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monito
 from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start
 
 EVALUATION_BATCH = 8192
+CALIBRATION_ROWS = 65_536
+"""On which the batch norm of a slice is calibrated, where its model does not say it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class ModelTraining:
     ranks: Ranks = field(default_factory=Ranks)
     quiet: bool = False
     say: Callable[[str], None] = lambda _: None
+    slice_of: Objective | None = None
+    """A trained slimmable model to start from."""
 
     @property
     def config(self) -> TrainConfig:
@@ -198,7 +205,10 @@ class ModelTraining:
                 encoding.save(new, counts=False)
 
     def _begin(self, objective: Objective) -> None:
-        """Start from another run's weights, if the recipe says so, and keep what that gave."""
+        """Start from another run's weights, or a slice of another model, if the recipe says so."""
+        if isinstance(self.slice_of, Slimmable):
+            rows = self.slice_of.calibration_rows or CALIBRATION_ROWS
+            start_from_slice(objective, self.slice_of, calibration_batches(self.log, rows, self.config.seed))
         if self.config.warm_start is None:
             self.ranks.on_first(lambda: (self.directory / START).unlink(missing_ok=True))
             return
@@ -223,10 +233,22 @@ class ModelTraining:
         check_monitor(self.config.monitor, coin)
 
         def evaluate(objective: Objective) -> dict[str, Report]:
+            if objective.calibration_rows:
+                objective.calibrate(calibration_batches(self.log, objective.calibration_rows, self.config.seed, device))
             predicted = predict(objective, valid, device, ranks)
             return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
 
         return evaluate
+
+
+def calibration_batches(log: PreparedLog, rows: int, seed: int, device: torch.device | None = None) -> Iterator[Batch]:
+    """So many rows of the training part, from row groups drawn by a seed; all, if it has no more."""
+    loader = Loader(log.schema, log.files("train"), batch_size=EVALUATION_BATCH, shuffle_rows=4 * rows, seed=seed)
+    for batch in loader.epoch():
+        yield batch if device is None else batch.to(device)
+        rows -= len(batch)
+        if rows <= 0:
+            return
 
 
 def trained(

@@ -4,16 +4,18 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from ctrkit.builders.networks import build_embedding, build_tower
 from ctrkit.builders.objective import build_objective
-from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor
+from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor, tower_rates
 from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig
 from ctrkit.config_models import Model, TrainConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.pointwise import Pointwise
+from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training.table_optimizer import TableOptimizer
 from tests import networks
 
@@ -45,6 +47,7 @@ def recipe(**sections: Any) -> Recipe:
                     "objective": "co_training", "networks": {"small": "light", "large": "booster"},
                     "lessons": [{"student": "small", "teachers": ["large", "light"]}],
                 },
+                "slim": {"objective": "slimmable", "tower": "booster", "multiple": 2, "booster": ["light", "booster"]},
             },
             **sections,
         }
@@ -101,6 +104,71 @@ def test_a_configuration_knows_the_roles_of_its_networks(model: str) -> None:
     objective = build_objective(recipe(), model, NUM_ROWS, frozen=teacher)
     assert recipe().models[model].shipped == objective.candidates()
     assert recipe().models[model].roles == tuple(objective.networks())
+
+
+def test_a_slimmable_model() -> None:
+    objective = build_objective(recipe(), "slim", NUM_ROWS)
+    assert isinstance(objective, Slimmable)
+    widths = {role: network.tower.hidden_widths for role, network in objective.networks().items()}
+    assert widths == {
+        "w0.25": (4, 2), "w0.5": (8, 4), "w0.75": (12, 6), "w1.0": (16, 8), "booster0": (8,), "booster1": (16, 8),
+    }  # fmt: skip
+    assert objective.tower.norm == "universal_batch_norm"  # its tower has batch norm
+    assert (objective.gradient_to_tables, objective.inference_role()) == (0.0, "w1.0")
+    settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "calibration_rows": 7, "label_weight": 0.5}
+    plain = build_objective(recipe(models={"slim": {"objective": "slimmable", **settings}}), "slim", NUM_ROWS)
+    assert isinstance(plain, Slimmable)
+    assert (plain.tower.norm, plain.calibration_rows, plain.gradient_to_tables) == ("none", 0, 1.0)
+    assert (plain.inference_role(), plain.range, plain.label_weight) == ("w0.5", (0.125, 0.5), 0.5)
+    assert set(plain.networks()) == {"w0.125", "w0.5"}
+
+
+def test_a_slimmable_tower_has_the_rates_of_its_recipe() -> None:
+    towers = {"light": {"hidden": [16]}, "booster": {"hidden": [16, 8], "lr": 0.5}}
+    tuned = recipe(towers=towers)
+    objective = build_objective(tuned, "slim", NUM_ROWS)
+    assert isinstance(objective, Slimmable)
+    optimizers, _, _ = build_optimizers(objective, TrainConfig(), 10, tower_rates(tuned, "slim"))
+    rates = {id(p): group["lr"] for group in optimizers[0].param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in objective.tower.parameters()} == {0.5}
+    assert {rates[id(p)] for p in objective.towers["booster0"].parameters()} == {1e-3}
+    assert len(rates) == len(list(objective.towers.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"serve": 0.3}, "is not one of widths"),
+        ({"widths": [0.5, 0.5]}, "has one twice"),
+        ({"samples": 1}, "samples = 2 at least"),
+        ({"distillation": 0.0}, "learn from nothing"),
+    ],
+)
+def test_slimmable_models_that_do_not_fit(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        recipe(models={"slim": {"objective": "slimmable", "tower": "light", **model}})
+
+
+@pytest.mark.parametrize(
+    ("hidden", "more", "message"),
+    [
+        ([8, 4], {}, None),
+        ([8], {}, "no wider than 'wide'"),
+        ([17, 4], {}, "no wider than 'wide'"),
+        ([8, 4], {"activation": "tanh"}, "have its activation"),
+    ],
+)
+def test_slices(hidden: list[int], more: dict[str, Any], message: str | None) -> None:
+    towers = {"wide": {"hidden": [16, 8]}, "found": {"hidden": hidden, **more}}
+    slim = {"slim": {"objective": "slimmable", "tower": "wide"}}
+    found = {"found": {"objective": "pointwise", "tower": "found", "slice_of": "slim"}}
+    if message is None:
+        recipe(towers=towers, models={**slim, **found})
+        with pytest.raises(ValidationError, match="no slimmable model above it"):
+            recipe(towers=towers, models={**found, **slim})
+        return
+    with pytest.raises(ValidationError, match=message):
+        recipe(towers=towers, models={**slim, **found})
 
 
 def test_every_kind_of_model_is_among_those_of_the_tests() -> None:

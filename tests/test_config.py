@@ -209,7 +209,7 @@ PROBLEMS = [
     ("models.rocket.hint.wieght=1", "models.rocket.hint.wieght: unknown key; did you mean 'weight'?"),
     (
         "models.light.hint_weight=1",
-        "models.light.hint_weight: unknown key; known keys: label_smoothing, objective, tower, train",
+        "models.light.hint_weight: unknown key; known keys: label_smoothing, objective, slice_of, tower, train",
     ),
     ("models.light.train.epochs_=1", "models.light.train.epochs_: unknown key; did you mean 'epochs'?"),
     ("towers.light.droput=0.5", "towers.light.droput: unknown key; did you mean 'dropout'?"),

@@ -11,6 +11,7 @@ from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.embedding import Embedding, TableConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.slimmable import Norm, SlimmableMLP
 from ctrkit.nn.target_attention import Attended, TargetAttention
 from ctrkit.nn.tower import Tower
 from ctrkit.schema import CategoricalFeature, Schema, SequenceFeature
@@ -53,6 +54,24 @@ class Networks:
                 f"tower '{tower}' is of kind target_attention, but no sequence shares its table with an ad's feature"
             )
         return Network(embedding, build_tower(config, in_features, attended), privileged)
+
+    def slimmable(
+        self, tower: str, widths: Sequence[float], norm: Norm, *, multiple: int, rescale: bool
+    ) -> tuple[Embedding, SlimmableMLP]:
+        """A tower of every width over the shared tables, and these."""
+        config, embedding = self._recipe.towers[tower], self._shared
+        if config.kind != "mlp" or config.privileged:
+            raise ValueError(f"tower '{tower}': a slimmable tower is of kind mlp and not privileged")
+        return embedding, SlimmableMLP(
+            embedding.out_features,
+            config.hidden,
+            activation=config.activation,
+            dropout=config.dropout,
+            norm=norm if config.batch_norm else "none",
+            widths=widths,
+            multiple=multiple,
+            rescale=rescale,
+        )
 
 
 def attended_lists(schema: Schema, embedding: Embedding) -> list[Attended]:

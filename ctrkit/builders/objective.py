@@ -15,6 +15,7 @@ from ctrkit.config_models import (
     MutualLearningConfig,
     PointwiseConfig,
     RocketLaunchingConfig,
+    SlimmableConfig,
 )
 from ctrkit.errors import UserError
 from ctrkit.nn.mlp import MLP
@@ -27,6 +28,7 @@ from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import LIGHT, rocket_launching
+from ctrkit.objectives.slimmable import Slimmable
 
 
 def build_objective(
@@ -68,6 +70,8 @@ def build_objective(
             case EnsembleConfig():
                 members = zip(config.roles, config.members, strict=True)
                 return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
+            case SlimmableConfig():
+                return _slimmable(config, networks)
     except ValueError as error:
         raise UserError(f"model '{model}': {error}") from error
 
@@ -187,6 +191,31 @@ def _co_training(
         gradient_to_shared=config.gradient_to_shared,
         in_turn=config.updates == "in_turn",
         shipped=config.shipped,
+    )
+
+
+def _slimmable(config: SlimmableConfig, networks: Networks) -> Objective:
+    embedding, tower = networks.slimmable(
+        config.tower, list(config.fractions.values()), config.norm, multiple=config.multiple, rescale=config.rescale
+    )
+    boosters = {role: networks.network(name) for role, name in zip(config.booster_roles, config.boosters, strict=True)}
+    share = config.gradient_to_tables
+    return Slimmable(
+        embedding,
+        tower,
+        config.fractions,
+        sampling=config.sampling,
+        samples=config.samples,
+        non_uniform=config.non_uniform,
+        distillation=config.distillation,
+        label_weight=config.label_weight,
+        narrow_to_tables=config.narrow_to_tables,
+        boosters=boosters,
+        hint=_hint(config.hint),
+        gradient_to_tables=(0.0 if boosters else 1.0) if share is None else share,
+        label_smoothing=config.label_smoothing,
+        calibration_rows=config.calibration_rows,
+        shipped=config.shipped[0],
     )
 
 

@@ -23,11 +23,11 @@ class TowerRates:
 
 
 def tower_rates(recipe: Recipe, model: str) -> dict[str, TowerRates]:
-    """Learning rate and weight decay of the model's networks, by role, where a tower has its own."""
+    """Learning rate and weight decay of the model's towers, by name, where one has its own."""
     config, found = recipe.models[model], dict[str, TowerRates]()
-    for role, name in zip(config.roles, config.towers, strict=True):
+    for of_objective, name in zip(config.tower_names, config.towers, strict=True):
         tower = recipe.towers[name]
-        found[role or "tower"] = TowerRates(tower.lr, tower.weight_decay)
+        found[of_objective] = TowerRates(tower.lr, tower.weight_decay)
     return found
 
 

@@ -195,6 +195,22 @@ def draw_changes(data: Data) -> "Figure":
     return figure
 
 
+def draw_frontier(data: Data) -> "Figure":
+    """GAUC, with its interval, against the latency that serving a network takes.
+
+    data: ads, of a request; networks, each with network, p50 (milliseconds), gauc, low and high.
+    """
+    networks = data["networks"]
+    with _axes(f"What a millisecond buys: requests of {data['ads']:,} ads, one thread", height=4.4) as (figure, axes):
+        for i, each in enumerate(networks):
+            colour, mark = COLOURS[i % len(COLOURS)], MARKS[i % len(MARKS)]
+            axes.vlines(each["p50"], each["low"], each["high"], color=colour, linewidth=1.0)
+            axes.plot([each["p50"]], [each["gauc"]], mark, color=colour, label=_short(each["network"]))
+        axes.set(xlabel="p50 of a request, ms", ylabel="GAUC, 95 % interval")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     import matplotlib

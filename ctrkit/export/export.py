@@ -143,7 +143,7 @@ class _Export:
         say: Callable[[str], None],
     ) -> None:
         self.place, self.tables, self.approximations = place / "graphs", rewrites.tables, dict[str, Approximation]()
-        self._network, self._encoding, self._rewrites, self._judged = network.eval(), encoding, rewrites, judged
+        self._network, self._encoding, self._rewrites, self._judged = network.plain().eval(), encoding, rewrites, judged
         self._say = say
         self._ads = None
         if rewrites.items is not None:

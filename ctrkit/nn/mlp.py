@@ -1,6 +1,6 @@
 """Towers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from ctrkit.nn.tower import Lists, Tower
 
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "prelu": nn.PReLU,
@@ -21,10 +21,11 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class _BatchNorm(nn.BatchNorm1d):
+class BatchNorm(nn.BatchNorm1d):
     """Normalises a training batch of one row, the rest of an epoch, as in evaluation: one row has no variance."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalised."""
         if not (self.training and len(input) == 1):
             return super().forward(input)
         return functional.batch_norm(
@@ -65,8 +66,8 @@ class MLP(Tower):
         for width_in, width_out in zip(self.widths[:-2], self.widths[1:-1], strict=True):
             layers.append(nn.Linear(width_in, width_out))
             if batch_norm:
-                layers.append(_BatchNorm(width_out))
-            layers.append(_ACTIVATIONS[activation]())
+                layers.append(BatchNorm(width_out))
+            layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
             self._ends.append(len(layers))
@@ -107,11 +108,9 @@ class MLP(Tower):
         return found
 
 
-def single_logit(layer: nn.Module, x_BH: Tensor) -> Tensor:
+def single_logit(layer: Callable[[Tensor], Tensor], x_BH: Tensor) -> Tensor:
     """logit[B] of a last layer, in the precision of its weights: one of 8 bits would tie impressions within a user."""
     if not torch.is_autocast_enabled(x_BH.device.type):
-        logit_B1: Tensor = layer(x_BH)
-        return logit_B1.squeeze(1)
+        return layer(x_BH).squeeze(1)
     with torch.autocast(x_BH.device.type, enabled=False):
-        logit_B1 = layer(x_BH.float())
-        return logit_B1.squeeze(1)
+        return layer(x_BH.float()).squeeze(1)

@@ -45,6 +45,11 @@ class Network(nn.Module):
             return vectors
         return Vectors(torch.cat([vectors.x_BX, read(self.privileged).x_BX], dim=1), vectors.lists)
 
+    def plain(self) -> "Network":
+        """The network as it serves: itself, unless its tower is a view of another one."""
+        tower = self.tower.plain()
+        return self if tower is self.tower else Network(self.embedding, tower, self.privileged)
+
     def forward(self, batch: Batch) -> Tensor:
         """logit[B] of a batch."""
         vectors = self.vectors(lambda embedding: embedding.vectors(batch))

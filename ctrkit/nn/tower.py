@@ -25,6 +25,10 @@ class Vectors:
     """Of the sequence features that a tower asked for (`Tower.reads_lists`)."""
 
 
+Trace = tuple[list[Tensor], Tensor]
+"""The outputs [B, H] of the hidden layers, lowest first, and the logit [B]."""
+
+
 class Tower(nn.Module, ABC):
     """From the vector that the embeddings give an impression to one logit."""
 
@@ -48,3 +52,7 @@ class Tower(nn.Module, ABC):
     def forward(self, x_BX: Tensor, lists: Mapping[str, Lists] | None = None) -> Tensor:
         """logit[B]."""
         return self.trace(x_BX, lists)[1]
+
+    def plain(self) -> "Tower":
+        """The tower as it serves: itself, unless it is a view of another one."""
+        return self

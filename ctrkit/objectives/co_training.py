@@ -19,7 +19,7 @@ from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Lists, Tower, Vectors
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
-from ctrkit.objectives.objective import MEAN, Objective
+from ctrkit.objectives.objective import MEAN, Objective, scaled
 
 
 class CoTraining(Objective):
@@ -140,15 +140,15 @@ class CoTraining(Objective):
             if share == 1.0 or not self._is_shared(embedding):
                 return given
             return Vectors(
-                _scaled(given.x_BX, share),
-                {name: Lists(_scaled(rows.row_NE, share), rows.length_B) for name, rows in given.lists.items()},
+                scaled(given.x_BX, share),
+                {name: Lists(scaled(rows.row_NE, share), rows.length_B) for name, rows in given.lists.items()},
             )
 
         given = network.vectors(vectors)
         shared = self._shared_layers[role] if share != 1.0 else ()
         if not shared:
             return Traced(*network.tower.trace(given.x_BX, given.lists))
-        held = {f"tower.{name}": _scaled(network.tower.get_parameter(name), share) for name in shared}
+        held = {f"tower.{name}": scaled(network.tower.get_parameter(name), share) for name in shared}
         return Traced(*functional_call(_Traceable(network.tower), held, (given,)))
 
     def _is_shared(self, embedding: Embedding) -> bool:
@@ -297,11 +297,6 @@ class _Traceable(nn.Module):
 def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
     """Mean over the teachers."""
     return torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers]).mean(0)
-
-
-def _scaled(value: Tensor, share: float) -> Tensor:
-    """The value, with a share of its gradient."""
-    return value.detach() if share == 0 else share * value + (1 - share) * value.detach()
 
 
 def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """What a learning method is to the trainer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -9,6 +9,7 @@ from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mean import mean_network
 from ctrkit.nn.network import Network
+from ctrkit.nn.tower import Tower
 
 MEAN = "mean"
 
@@ -24,6 +25,7 @@ class Objective(nn.Module, ABC):
     Args:
         networks: every network that can predict, by its role; an objective with one network calls it "".
         shipped: roles that may ship; the first if not given.
+        towers: what is trained, by name, where networks are views of one tower.
     """
 
     mean_of: tuple[str, ...] = ()
@@ -32,12 +34,22 @@ class Objective(nn.Module, ABC):
     turns = 1
     """Steps that it takes on each batch, one after another; each has losses of its own."""
 
-    def __init__(self, networks: Mapping[str, Network], shipped: Sequence[str] = ()) -> None:
+    calibration_rows = 0
+    """Rows of the training part that `calibrate` wants before an evaluation; 0: it has nothing to calibrate."""
+
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        shipped: Sequence[str] = (),
+        *,
+        towers: Mapping[str, Tower] | None = None,
+    ) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(
             {id(e): e for network in networks.values() for e in network.embeddings}.values()
         )
-        self.towers = nn.ModuleDict({role or "tower": network.tower for role, network in networks.items()})
+        own = {role or "tower": network.tower for role, network in networks.items()}
+        self.towers = nn.ModuleDict(own if towers is None else dict(towers))
         self._networks = dict(networks)
         self._shipped = tuple(shipped) or (next(iter(networks)),)
 
@@ -65,6 +77,13 @@ class Objective(nn.Module, ABC):
         """Every embedding, each once."""
         return [embedding for embedding in self.embeddings if isinstance(embedding, Embedding)]
 
+    def tower_name(self, role: str) -> str:
+        """Name in `towers` of what a network's tower is, or is a view of."""
+        return role or "tower"
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Measure what training leaves unknown, on `calibration_rows` of its rows, before an evaluation."""
+
     def networks(self) -> Mapping[str, Network]:
         """Every network that can predict, by its role."""
         return self._networks
@@ -91,3 +110,8 @@ class Objective(nn.Module, ABC):
     def inference_model(self) -> Network:
         """The network that ships."""
         return self.network(self.inference_role())
+
+
+def scaled(value: Tensor, share: float) -> Tensor:
+    """The value, with a share of its gradient."""
+    return value.detach() if share == 0 else share * value + (1 - share) * value.detach()

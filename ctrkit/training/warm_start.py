@@ -54,7 +54,7 @@ def tower_inputs(objective: Objective, schema: Schema) -> dict[str, dict[str, li
             dense = [feature.name for feature in schema.dense_features if feature.privileged is privileged]
             start += embedding.out_features
             columns |= {name: [start - len(dense) + i, start - len(dense) + i + 1] for i, name in enumerate(dense)}
-        found[role or "tower"] = columns
+        found[objective.tower_name(role)] = columns
     return found
 
 

@@ -6,6 +6,7 @@ Parts of an objective's parameters, by name:
     light-auxiliary        heads and projections that do not serve
     layers                 layers that several towers have
     tables, tables light   tables that several networks have, or one of them
+    slimmable              hidden layers of the tower that every width is a view of; it has a head too
     frozen                 networks that only teach: nothing ever moves them
 """
 
@@ -20,6 +21,7 @@ from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.distillation import distillation
 from ctrkit.objectives.hint import Hint, HintLoss, LayerHint, Lesson
@@ -27,6 +29,7 @@ from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import Route, rocket_launching
+from ctrkit.objectives.slimmable import SLIMMABLE, Slimmable
 from tests import networks
 
 Features = Mapping[str, Mapping[str, Any]]
@@ -76,11 +79,15 @@ def parts(objective: Objective) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
     towers = {role: set(n.tower.parameters()) for role, n in objective.networks().items()}
     for role, n in objective.networks().items():
-        others = {p for other, parameters in towers.items() if other != role for p in parameters}
-        assert isinstance(n.tower, MLP)
-        head = set(n.tower.linears[-1].parameters())
-        found[role] = [p for p in n.tower.parameters() if p not in others and p not in head]
-        found[f"{role} head"] = [*head]
+        if isinstance(n.tower, FixedWidth):
+            name, head = SLIMMABLE, set(n.tower.slimmable.layers[-1].parameters())
+            others: set[Tensor] = set()
+        else:
+            assert isinstance(n.tower, MLP)
+            name, head = role, set(n.tower.linears[-1].parameters())
+            others = {p for other, parameters in towers.items() if other != role for p in parameters}
+        found[name] = [p for p in n.tower.parameters() if p not in others and p not in head]
+        found[f"{name} head"] = [*head]
         if role == next(iter(towers)):
             found["layers"] = [p for p in n.tower.parameters() if p in others]
         for embedding in n.embeddings:
@@ -348,6 +355,49 @@ def mix() -> Objective:
     )
 
 
+# --- one tower of every width
+
+
+WIDTHS = {"w0.5": 0.5, "w1.0": 1.0}
+
+
+def slimmable(*, boosted: bool = False, **settings: Any) -> Callable[[], Objective]:
+    """Two widths, with or without a booster over them."""
+
+    def make() -> Objective:
+        tables = networks.embedding()
+        slim = SlimmableMLP(tables.out_features, (16, 8), widths=list(WIDTHS.values()), multiple=4)
+        boosters = {"booster": Network(tables, tower(tables, 16, 8))} if boosted else None
+        return Slimmable(tables, slim, WIDTHS, boosters=boosters, **settings)
+
+    return make
+
+
+def slimmables() -> list[Case]:
+    """The sandwich rule, listed widths, who moves the tables, a booster that teaches all widths."""
+    slim, all_of_it = whole("slimmable"), {*whole("slimmable"), "tables"}
+    labels: dict[str, Any] = {"label_weight": 1.0, "distillation": 0.0, "narrow_to_tables": 1.0}
+    taught: dict[str, Any] = {"boosted": True, "gradient_to_tables": 0.0, "hint": Hint(weight=0.5)}
+    return [
+        Case("slimmable, sandwich", slimmable(), {"widest": all_of_it, "narrower": slim}, memorises=True),
+        Case(
+            "slimmable, list with labels",
+            slimmable(sampling="list", **labels),
+            {"widest": all_of_it, "narrower": all_of_it},
+        ),
+        Case(
+            "slimmable, non-uniform widths that move the tables",
+            slimmable(non_uniform=True, narrow_to_tables=0.5),
+            {"widest": all_of_it, "narrower": all_of_it},
+        ),
+        Case(
+            "slimmable under a booster",
+            slimmable(**taught),
+            {"widest": slim, "narrower": slim, "booster": {*whole("booster"), "tables"}, "hint": slim},
+        ),
+    ]
+
+
 CASES = [
     Case(
         "pointwise",
@@ -364,6 +414,7 @@ CASES = [
     *layer_hints(),
     *distillations(),
     *mutual(),
+    *slimmables(),
     Case(
         "co_training, a mix",
         mix,

@@ -1,0 +1,197 @@
+"""One tower trained at many widths: slimmable and universally slimmable networks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ctrkit.data.batch import Batch
+from ctrkit.losses import label_loss, mean_probability, soft_bce
+from ctrkit.nn.calibration import calibrate_widths
+from ctrkit.nn.embedding import Embedding
+from ctrkit.nn.network import Network
+from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP, Widths
+from ctrkit.nn.tower import Vectors
+from ctrkit.objectives.hint import Hint
+from ctrkit.objectives.objective import Objective, scaled
+
+Sampling = Literal["sandwich", "list", "random"]
+
+SLIMMABLE = "slimmable"
+"""Name of the tower among the objective's."""
+
+
+class Slimmable(Objective):
+    """The losses of one tower at several widths, a step for all of them.
+
+    sandwich    the largest width, the smallest, and others drawn anew for every batch: universally slimmable networks
+                (Yu, Huang, ICCV 2019, section 3.2)
+    list        the listed widths: slimmable networks (Yu et al., ICLR 2019, algorithm 1)
+    random      all widths drawn, for the ablation
+
+    The widest of a step learns from the label, the narrower ones from its probability, detached, by cross-entropy:
+    in-place distillation (ICCV 2019, section 4); from the label too, or instead, as the weights say. The sum of the
+    widths' losses is divided by the sum of their label weights, as far as they reach the tables: those then feel
+    labels as loudly as one tower alone lets them, against their L2 penalty. Boosters, trained along, give every width
+    their hint (Rocket Launching).
+
+    Losses by name: `widest`, `narrower`, and with boosters their roles and `hint`.
+
+    Args:
+        embedding: what the tower reads.
+        tower: slimmable.
+        widths: that are evaluated and may ship, by role; of `list` also those that are trained.
+        sampling: see above. Widths are drawn from torch's generator, in training only: in evaluation the losses are
+            those of `widths`.
+        samples: widths a step, of `sandwich` and `random`.
+        non_uniform: drawn widths have a fraction of its own for every layer.
+        distillation: weight of what the narrower widths learn from the widest. The paper's is 1; the widths share
+            weights, and the louder the narrower ones are, the more slowly the widest learns (docs/log.md).
+        label_weight: of the label in the losses of the narrower widths.
+        narrow_to_tables: share of the narrower widths' gradient that reaches the tables.
+        boosters: that teach, by role.
+        hint: of the boosters to every width; of several boosters, their mean probability teaches.
+        gradient_to_tables: share of the gradient of all widths that reaches the tables; 0 leaves them to the boosters.
+        label_smoothing: share of the label that becomes one half.
+        calibration_rows: rows on which a universally slimmable batch norm is calibrated.
+        shipped: role of the width that ships; the widest if not given.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        tower: SlimmableMLP,
+        widths: Mapping[str, Widths],
+        *,
+        sampling: Sampling = "sandwich",
+        samples: int = 4,
+        non_uniform: bool = False,
+        distillation: float = 0.3,
+        label_weight: float = 0.0,
+        narrow_to_tables: float = 0.0,
+        boosters: Mapping[str, Network] | None = None,
+        hint: Hint | None = None,
+        gradient_to_tables: float = 1.0,
+        label_smoothing: float = 0.0,
+        calibration_rows: int = 65_536,
+        shipped: str | None = None,
+    ) -> None:
+        ordered = sorted(widths, key=lambda role: tower.multiplications_at(widths[role]))
+        views = {role: Network(embedding, FixedWidth(tower, widths[role])) for role in ordered}
+        self.boosters = tuple(boosters or ())
+        super().__init__(
+            {**views, **(boosters or {})},
+            (shipped or ordered[-1],),
+            towers={SLIMMABLE: tower, **{role: network.tower for role, network in (boosters or {}).items()}},
+        )
+        if tower.norm == "switchable_batch_norm" and sampling != "list":
+            raise ValueError('switchable batch norm knows the listed widths only: sampling = "list" goes with it')
+        if sampling == "sandwich" and samples < 2:
+            raise ValueError("the sandwich rule takes 2 samples at least: the largest width and the smallest")
+        self.sampling: Sampling = sampling
+        self.samples, self.non_uniform = samples, non_uniform
+        self.widths = tuple(tower.channels(widths[role]) for role in reversed(ordered))
+        """Widest first."""
+        fractions = [width for width in widths.values() if isinstance(width, int | float)]
+        self.range = (min(fractions, default=0.25), max(fractions, default=1.0))
+        self.distillation, self.label_weight = distillation, label_weight
+        self.narrow_to_tables, self.gradient_to_tables = narrow_to_tables, gradient_to_tables
+        self.hint, self.label_smoothing = hint or Hint(), label_smoothing
+        if tower.norm == "universal_batch_norm":
+            self.calibration_rows = calibration_rows
+
+    @property
+    def tower(self) -> SlimmableMLP:
+        """The one."""
+        found = self.towers[SLIMMABLE]
+        assert isinstance(found, SlimmableMLP)
+        return found
+
+    def tower_name(self, role: str) -> str:
+        """The same for all widths."""
+        return role if role in self.boosters else SLIMMABLE
+
+    # --- widths of a step
+
+    def step_widths(self) -> list[tuple[int, ...]]:
+        """Channels of the widths of the next step, widest first; draws from torch's generator in training."""
+        if self.sampling == "list" or not self.training:
+            return list(self.widths)
+        if self.sampling == "random":
+            drawn = [self._drawn() for _ in range(self.samples)]
+            return sorted(drawn, key=self.tower.multiplications_at, reverse=True)
+        return [self.widths[0], *(self._drawn() for _ in range(self.samples - 2)), self.widths[-1]]
+
+    def _drawn(self) -> tuple[int, ...]:
+        low, high = self.range
+        sizes = self.tower.hidden
+        fractions = (low + (high - low) * torch.rand(len(sizes) if self.non_uniform else 1)).tolist()
+        return tuple(
+            self.tower.rounded(fractions[index if self.non_uniform else 0], size) for index, size in enumerate(sizes)
+        )
+
+    # --- losses
+
+    def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
+        """Of the widths, and of the boosters."""
+        read = self._read(batch, list(self.networks()))
+        widest_B, *narrower = self._logits(read[id(self._embedding)].x_BX, self.step_widths())
+        scale = 1 / (1 + self.label_weight * self.narrow_to_tables * len(narrower))
+        found = {"widest": self._label_loss(widest_B, batch) * scale}
+        if narrower:
+            target_B = widest_B.detach()
+            losses = [self._narrow_loss(logit_B, target_B, batch) for logit_B in narrower]
+            found["narrower"] = torch.stack(losses).sum(0) * scale
+        if self.boosters:
+            boosters = self._booster_logits(read)
+            found |= {role: self._label_loss(logit_B, batch) for role, logit_B in boosters.items()}
+            teacher_B = mean_probability(list(boosters.values())).detach()
+            hints = [self.hint(logit_B, teacher_B) for logit_B in (widest_B, *narrower)]
+            found["hint"] = torch.stack(hints).sum(0) * (scale * self.hint.weight_at(step))
+        return found
+
+    def _logits(self, x_BX: Tensor, widths: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        if self.gradient_to_tables != 1:
+            x_BX = scaled(x_BX, self.gradient_to_tables)
+        if self.narrow_to_tables == 1:
+            return [logit_B for _, logit_B in self.tower.traces(x_BX, widths)]
+        widest = self.tower.traces(x_BX, widths[:1])
+        narrower = self.tower.traces(scaled(x_BX, self.narrow_to_tables), widths[1:]) if len(widths) > 1 else []
+        return [logit_B for _, logit_B in (*widest, *narrower)]
+
+    def _label_loss(self, logit_B: Tensor, batch: Batch) -> Tensor:
+        return label_loss(logit_B, batch.label_B, self.label_smoothing)
+
+    def _narrow_loss(self, logit_B: Tensor, widest_B: Tensor, batch: Batch) -> Tensor:
+        loss_B = self.distillation * soft_bce(logit_B, widest_B)
+        return loss_B + self.label_weight * self._label_loss(logit_B, batch) if self.label_weight else loss_B
+
+    # --- networks
+
+    @property
+    def _embedding(self) -> Embedding:
+        return self.inference_model().embedding
+
+    def _read(self, batch: Batch, roles: Iterable[str]) -> dict[int, Vectors]:
+        embeddings = {id(e): e for role in roles for e in self.networks()[role].embeddings}
+        return {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
+
+    def _booster_logits(self, read: Mapping[int, Vectors]) -> dict[str, Tensor]:
+        return {role: self._logit(role, read) for role in self.boosters}
+
+    def _logit(self, role: str, read: Mapping[int, Vectors]) -> Tensor:
+        network = self.networks()[role]
+        given = network.vectors(lambda embedding: read[id(embedding)])
+        logit_B: Tensor = network.tower(given.x_BX, given.lists)
+        return logit_B
+
+    def logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Of every width in `widths` and of the boosters, from one look-up."""
+        read = self._read(batch, list(self.networks()))
+        return {role: self._logit(role, read) for role in self.networks()}
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Measure the statistics of every width, of a universally slimmable batch norm."""
+        calibrate_widths(self.tower, [self._embedding.vectors(batch).x_BX for batch in batches])

@@ -1,0 +1,273 @@
+"""The best tower that keeps a budget: widths of a slimmable model are judged, measured, exported and measured again."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctrkit.atomic import write_json
+from ctrkit.budget import Budget
+from ctrkit.config_models import SlimmableConfig
+from ctrkit.data.batch import Batch
+from ctrkit.errors import UserError
+from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.metrics.report import METRICS
+from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.network import Network
+from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.slimmable import Slimmable
+from ctrkit.run import Run
+from ctrkit.towers_timed import made, measured_again, side_by_side
+from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
+from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
+from ctrkit.training.predict import predict
+from ctrkit_serving.latency import Percentile
+
+SEARCH_ROWS = 100_000
+"""Rows of the validation part that AutoSlim judges widths on."""
+_UNIFORM = 16
+"""Fractions of the full width that are looked at."""
+_MEASURED = 8
+"""Towers that are measured side by side."""
+_MARGIN = 0.95
+"""Share of the budget that a tower may take when it is chosen: the budget has to hold on another day too."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A tower of the slimmable net and what it is worth."""
+
+    widths: Channels
+    multiplications: int
+    value: float
+    """The model's monitored metric on the validation part."""
+
+    @property
+    def name(self) -> str:
+        """Its widths, 104x40."""
+        return "x".join(map(str, self.widths))
+
+
+class Slim:
+    """The towers of one slimmable model of a run.
+
+    Args:
+        run: with the model trained.
+        model: its name; the run's last slimmable one if None.
+
+    Raises:
+        UserError: there is no such model.
+    """
+
+    def __init__(self, run: Run, model: str | None = None) -> None:
+        slimmable = [name for name, config in run.recipe.models.items() if isinstance(config, SlimmableConfig)]
+        if not slimmable or (model is not None and model not in slimmable):
+            raise UserError(
+                f"{run.directory}: {'no model' if model is None else f'model {model!r} is not'} of objective = "
+                f'"slimmable"; the recipe has {slimmable or "none"}'
+            )
+        self.run, self.model = run, model or slimmable[-1]
+        found = run.trained(self.model)
+        assert isinstance(found, Slimmable)
+        self.objective, self.tower = found, found.tower
+        config = run.recipe.train_config(self.model)
+        self.metric, self._seed = config.monitor, config.seed
+        self._embedding = found.inference_model().embedding
+
+    # --- towers
+
+    def uniform(self) -> list[Channels]:
+        """Every width of the range that was trained, all layers alike, widest first."""
+        low, high = self.objective.range
+        fractions = [low + (high - low) * i / (_UNIFORM - 1) for i in range(_UNIFORM)]
+        found = {self.tower.channels(fraction) for fraction in fractions}
+        return sorted(found, key=self.tower.multiplications_at, reverse=True)
+
+    def path(self, cost: Callable[[Channels], float]) -> list[Step]:
+        """AutoSlim's way from the widest that was trained to the smallest, by a cost."""
+        low, high = (self.tower.channels(fraction) for fraction in self.objective.range)
+        rows, seen = [], 0
+        for batch in self.run.loader("valid").epoch():
+            rows.append(batch)
+            seen += len(batch)
+            if seen >= SEARCH_ROWS:
+                break
+        losses = WidthLosses(self.tower, self._embedding, rows, self._calibration())
+        return autoslim(high, losses, cost, group=self.tower.multiple, smallest=low)
+
+    def searched(self) -> list[Channels]:
+        """Every tower on AutoSlim's way by multiplications."""
+        return [step.widths for step in self.path(self.tower.multiplications_at)]
+
+    def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
+        """Plain networks of some widths, calibrated if they have batch norm, by name."""
+        found = {}
+        rows = self._vectors() if self.tower.norm != "none" else []
+        for each in widths:
+            tower = self.tower.slice(each, statistics=False).eval()
+            if rows:
+                calibrate(tower, rows)
+            found["x".join(map(str, each))] = Network(self._embedding, tower)
+        return found
+
+    def _calibration(self) -> Iterable[Batch]:
+        rows = self.objective.calibration_rows
+        return calibration_batches(self.run.log, rows, self._seed) if rows else ()
+
+    @torch.no_grad()
+    def _vectors(self) -> list[torch.Tensor]:
+        if self.tower.norm == "switchable_batch_norm":
+            raise UserError(
+                f"model '{self.model}': switchable batch norm has scales for its listed widths only; train it with "
+                'norm = "universal_batch_norm" or without batch norm to search among all widths'
+            )
+        batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
+        return [self._embedding.vectors(batch).x_BX for batch in batches]
+
+    def judged(self, widths: Sequence[Channels]) -> list[Candidate]:
+        """What each is worth on the validation part, costliest first; without those that a cheaper one beats."""
+        held_out = HeldOut(self.run.log, "valid")
+        reports = self.reports(widths, "valid", held_out)
+        found = [
+            Candidate(each, self.tower.multiplications_at(each), reports["x".join(map(str, each))][self.metric])
+            for each in dict.fromkeys(widths)
+        ]
+        sign = 1 if METRICS[self.metric] else -1
+        front: list[Candidate] = []
+        for each in sorted(found, key=lambda c: (c.multiplications, -sign * c.value)):
+            if not front or sign * each.value > sign * front[-1].value:
+                front.append(each)
+        return front[::-1]
+
+    def reports(self, widths: Sequence[Channels], part: Any, held_out: HeldOut) -> dict[str, dict[str, Any]]:
+        """Every metric of some widths on a part, by name."""
+        probabilities = predict(CoTraining(self.networks(widths)), self.run.loader(part))
+        return {name: held_out.report(probability).as_dict() for name, probability in probabilities.items()}
+
+    # --- the budget
+
+    def front(self, *, search: bool = True) -> list[Candidate]:
+        """Towers that no cheaper one beats on the validation part, costliest first.
+
+        Args:
+            search: look at AutoSlim's towers beside the uniform ones.
+        """
+        self.run.say(f"slim: judging the widths of {self.model} on the validation part")
+        widths = [*self.uniform(), *(self.searched() if search else [])]
+        front = self.judged(widths)
+        self.run.say(f"  {len(set(widths))} towers, {len(front)} that no cheaper one beats in {self.metric}")
+        return front
+
+    def choose(self, budget: Budget, place: Path, front: list[Candidate]) -> dict[str, Any]:
+        """Export the best tower that keeps a budget, measured again in a process of its own.
+
+        Args:
+            budget: what a request may cost.
+            place: of the bundle.
+            front: towers to choose from.
+
+        Raises:
+            UserError: no tower keeps it; names what the cheapest takes. Nothing is written then.
+        """
+        run = self.run
+        keeping, measured = self._keeping(front, budget)
+        taken: dict[str, float] = {name: found.high for name, found in measured.items()}
+        for candidate in keeping:
+            with tempfile.TemporaryDirectory(dir=made(place.parent), prefix=".slim-") as temporary:
+                result = self._exported(candidate, budget, Path(temporary) / "bundle")
+                kept = result["verified"]["high"] <= budget.limit
+                run.say(f"  {candidate.name}: {_text(budget, result['verified'])}{'' if kept else ', too much'}")
+                if kept:
+                    shutil.rmtree(place, ignore_errors=True)
+                    (Path(temporary) / "bundle").rename(place)
+                    result |= {"bundle": str(place), "measured": {n: vars(m) for n, m in measured.items()}}
+                    write_json(place.with_name(f"{place.name}.json"), result)
+                    return result
+                taken[candidate.name] = result["verified"]["high"]
+        raise UserError(self._refusal(front, budget, taken))
+
+    def _keeping(self, front: list[Candidate], budget: Budget) -> tuple[list[Candidate], dict[str, Percentile]]:
+        """Those that keep the budget by a first measurement, best first, and what was measured.
+
+        First some spread over all; then those between the best that keeps it and the next costlier.
+        """
+        if not budget.timed:
+            return [each for each in front if each.multiplications <= budget.limit], {}
+        limit, measured = budget.limit * _MARGIN, dict[str, Percentile]()
+        spread = _spread(front, _MEASURED)
+        while spread:
+            measured |= self.measured(spread, budget)
+            index = next(
+                (i for i, c in enumerate(front) if c.name in measured and measured[c.name].high <= limit), None
+            )
+            above = [i for i, c in enumerate(front[:index]) if c.name in measured] if index is not None else []
+            between = front[above[-1] + 1 : index] if index is not None and above else []
+            spread = _spread([c for c in between if c.name not in measured], _MEASURED)
+        return [c for c in front if c.name in measured and measured[c.name].high <= limit], measured
+
+    def measured(self, candidates: Sequence[Candidate], budget: Budget) -> dict[str, Percentile]:
+        """The percentile of a budget for some towers side by side, milliseconds, by name."""
+        run = self.run
+        timed = side_by_side(run, self.networks([c.widths for c in candidates]), budget.ads, budget.repeats)
+        found = {}
+        for name, latency in timed.items():
+            percentile = getattr(latency.total, budget.figure)
+            assert percentile is not None
+            found[name] = percentile
+            run.say(f"  {name}: {_text(budget, vars(percentile))}")
+        return found
+
+    def _exported(self, candidate: Candidate, budget: Budget, place: Path) -> dict[str, Any]:
+        (network,) = self.networks([candidate.widths]).values()
+        held_out = HeldOut(self.run.log, "test")
+        (test,) = self.reports([candidate.widths], "test", held_out).values()
+        name = f"{self.model}_{candidate.name}"
+        metrics = {key: value for key, value in test.items() if isinstance(value, float)}
+        fingerprint = [self.run.train(self.model)["weights"], list(candidate.widths)]
+        bundle = self.run.write(
+            network, place, name, metrics, hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
+        )
+        if budget.timed:
+            verified = measured_again(place, self.run.log.requests, budget)
+        else:
+            cost = float(bundle.manifest.multiplications)
+            verified = {"value": cost, "low": cost, "high": cost}
+        return {
+            "model": self.model,
+            "budget": str(budget),
+            "widths": list(candidate.widths),
+            "multiplications": candidate.multiplications,
+            "valid": {self.metric: candidate.value},
+            "test": metrics,
+            "verified": verified,
+        }
+
+    def _refusal(self, front: Sequence[Candidate], budget: Budget, taken: Mapping[str, float]) -> str:
+        if budget.timed:
+            name = min(taken, key=lambda each: taken[each])
+            nearest = f"{taken[name] / _MARGIN:.3f} ms"
+        else:
+            name, nearest = front[-1].name, f"{front[-1].multiplications:,}"
+        return (
+            f"no width of '{self.model}' keeps {budget}: the nearest that holds is {budget.figure} <= {nearest}, by "
+            f"{name}; ask for that, or train a slimmable model that goes lower"
+        )
+
+
+def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Evenly many of them, the ends among them."""
+    if len(candidates) <= count:
+        return list(candidates)
+    return [candidates[round(i * (len(candidates) - 1) / (count - 1))] for i in range(count)]
+
+
+def _text(budget: Budget, found: Mapping[str, float]) -> str:
+    if not budget.timed:
+        return f"{found['value']:,.0f} multiplications"
+    return f"{budget.figure} {found['value']:.3f} ms [{found['low']:.3f}, {found['high']:.3f}]"

@@ -1,0 +1,70 @@
+"""How long networks of a run take to serve: several side by side, or a bundle in a process of its own."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+from ctrkit.budget import Budget
+from ctrkit.errors import UserError
+from ctrkit.export.export import Rewrites, export_bundle
+from ctrkit.nn.network import Network
+from ctrkit.request import read_requests
+from ctrkit.run import Run
+from ctrkit_serving.latency import Latency, measure
+from ctrkit_serving.scorer import Scorer
+
+
+def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: int) -> dict[str, Latency]:
+    """What a request takes with each of some networks, exported with the item table of [export], in one run."""
+    export = run.recipe.export
+    items = None if export.items is None else Path(export.items)
+    requests = list(islice(read_requests(run.log.requests), 200))
+    rows = list(islice(run.loader("valid", 1024).epoch(), 1))
+    with tempfile.TemporaryDirectory(dir=made(run.directory / "slim"), prefix=".measured-") as temporary:
+        scorers = {}
+        for name, network in networks.items():
+            place = Path(temporary) / name
+            export_bundle(
+                network,
+                run.log.encoding.serving(),
+                place,
+                name=name,
+                held_out=rows,
+                requests=requests[:8],
+                rewrites=Rewrites(items, export.item_key),
+            )
+            scorers[name] = Scorer.load(place)
+        return measure(scorers, requests, ads=ads, repeats=repeats)
+
+
+def measured_again(bundle: Path, requests: Path, budget: Budget) -> dict[str, float]:
+    """The percentile of a budget, with its interval, in a new process that has only the bundle."""
+    command = [
+        sys.executable,
+        "-m",
+        "ctrkit.cli",
+        "bench",
+        str(bundle),
+        "--requests",
+        str(requests),
+        "--json",
+        "--seconds",
+        "0",
+    ]
+    command += ["--ads", str(budget.ads), "--repeats", str(budget.repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{bundle}: cannot be measured: {done.stdout.strip() or done.stderr.strip()}")
+    latency = json.loads(done.stdout.splitlines()[-1])["latency_ms"][str(bundle)]
+    low, high = latency["interval"][budget.figure]
+    return {"value": latency[budget.figure], "low": low, "high": high}
+
+
+def made(directory: Path) -> Path:
+    """A directory, made if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

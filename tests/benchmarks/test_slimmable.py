@@ -1,0 +1,105 @@
+"""The benchmark of slimmable nets: its models, what is compared, and how latency is fitted."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import slimmable, slimmable_costs
+from benchmarks.slimmable_models import WIDTHS, Plan, _as_slimmable
+from ctrkit.config import load_recipe
+from ctrkit.config_models import PointwiseConfig, SlimmableConfig
+from ctrkit.errors import UserError
+from ctrkit.nn.slimmable import SlimmableMLP
+from tests import networks, small_recipe
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan.of(load_recipe(small_recipe.write(tmp_path)), "booster", {"narrow_to_tables": 0.5, "multiple": 2})
+
+
+def test_every_width_has_a_tower_of_the_same_layers_alone(plan: Plan) -> None:
+    recipe = plan.with_models(3, ["main"], {})
+    assert recipe.train.seed == 3
+    assert list(recipe.models) == [*(f"alone_{role}" for role in WIDTHS), "slim"]
+    tower = SlimmableMLP(5, (16, 8), multiple=2)
+    for role, width in WIDTHS.items():
+        model = recipe.models[f"alone_{role}"]
+        assert isinstance(model, PointwiseConfig)
+        assert tuple(recipe.towers[model.tower].hidden) == tower.channels(width)
+        assert recipe.towers[model.tower].dropout == 0.1
+    slim = recipe.models["slim"]
+    assert isinstance(slim, SlimmableConfig)
+    assert (slim.tower, slim.narrow_to_tables, tuple(slim.fractions)) == ("booster", 0.5, tuple(WIDTHS))
+
+
+def test_parts_add_their_models(plan: Plan) -> None:
+    recipe = plan.with_models(0, ["main", "ablations", "autoslim", "frontier"], {"auto_w0.5": [6, 8]})
+    assert {"bn_shared", "bn_switchable", "bn_universal", "random", "no_distillation"} <= recipe.models.keys()
+    tuned = recipe.models["auto_w0.5_tuned"]
+    assert isinstance(tuned, PointwiseConfig)
+    assert tuned.slice_of == "slim"
+    assert recipe.towers[tuned.tower].hidden == [6, 8]
+    assert {"rocket", "booster"} <= recipe.models.keys()
+    assert recipe.export_model == "slim"
+
+
+def test_a_tower_that_is_not_there(plan: Plan) -> None:
+    with pytest.raises(UserError, match="no tower of kind mlp of that name"):
+        Plan.of(plan.recipe, "none", {})
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_tower_alone_can_be_sliced(batch_norm: bool) -> None:
+    network = networks.network(batch_norm=batch_norm)
+    batch = networks.batch()
+    network(batch)  # statistics that are not what they begin as
+    found = _as_slimmable(network.eval())
+    torch.testing.assert_close(found(batch), network(batch))
+    assert isinstance(found.tower, SlimmableMLP)
+    assert found.tower.slice((4, 2), statistics=False).hidden_widths == (4, 2)
+
+
+def test_what_is_compared() -> None:
+    scores = dict.fromkeys(["alone_w0.5", "slim w0.5", "slim auto_w0.5 slice", "auto_w0.5_tuned", "auto_w0.5_scratch"])
+    assert list(slimmable._pairs(scores, {"auto_w0.5": [6, 8]})) == [
+        ("alone_w0.5", "slim w0.5"),
+        ("slim w0.5", "slim auto_w0.5 slice"),
+        ("alone_w0.5", "auto_w0.5_tuned"),
+        ("alone_w0.5", "auto_w0.5_scratch"),
+        ("auto_w0.5_scratch", "auto_w0.5_tuned"),
+    ]
+
+
+def test_latency_is_fitted_by_what_layers_write_and_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    def truth(widths: tuple[int, ...]) -> float:
+        return 0.1 + 1e-3 * widths[0] + 2e-3 * widths[1] + 1e-5 * widths[0] * widths[1]
+
+    def measured(run: Any, networks: Any, ads: int, repeats: int) -> dict[str, Any]:
+        return {str(w): SimpleNamespace(total=SimpleNamespace(p50=SimpleNamespace(value=truth(w)))) for w in networks}
+
+    monkeypatch.setattr(slimmable_costs, "side_by_side", measured)
+    tower = SlimmableMLP(10, (200, 80))
+    slim: Any = SimpleNamespace(
+        tower=tower, run=None, objective=SimpleNamespace(range=(0.25, 1.0)), networks=lambda widths: list(widths)
+    )
+    cost = slimmable_costs.MeasuredCost(slim, 400, 10)
+    assert cost.count == 20
+    assert cost.r2 == pytest.approx(1.0)
+    for widths in [(104, 40), (56, 72)]:
+        assert cost(widths) == pytest.approx(truth(widths), rel=1e-6)
+    assert np.isfinite(cost((48, 24)))
+
+
+def test_no_channel_saves_time() -> None:
+    rng = np.random.default_rng(0)
+    features = np.column_stack([np.ones(50), rng.uniform(1, 9, (50, 2))])
+    weights = slimmable_costs._not_negative(features, features @ [1.0, 2.0, -0.5])
+    assert (weights >= 0).all()
+    assert weights[2] == 0
+    assert 1.0 < weights[1] < 3.0
+    np.testing.assert_allclose(slimmable_costs._not_negative(features, features @ [1.0, 2.0, 0.5]), [1.0, 2.0, 0.5])

@@ -1,0 +1,224 @@
+"""A budget as an input: what is read, chosen, exported, measured again and refused."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctrkit import slim, towers_timed
+from ctrkit.budget import Budget
+from ctrkit.bundle import Bundle
+from ctrkit.cli import main
+from ctrkit.config import as_dict, load_recipe, read_recipe
+from ctrkit.errors import UserError
+from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.request import read_requests
+from ctrkit.run import Run
+from ctrkit.slim import Candidate, Slim
+from ctrkit_serving.latency import Percentile
+from ctrkit_serving.scorer import Scorer
+from tests import small_recipe
+
+SLIMMABLE = """
+[towers.wide]
+hidden = [64, 32]
+
+[models.slim]
+objective = "slimmable"
+tower = "wide"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("p99 <= 0.5 ms @ 400 ads, 1 thread", Budget("p99", 0.5, 400)),
+        ("p50<=300us", Budget("p50", 0.3, 400)),
+        (" p95 < .25 ms @ 1 ad ", Budget("p95", 0.25, 1)),
+        ("multiplications <= 20000", Budget("multiplications", 20000.0, 400)),
+    ],
+)
+def test_budgets(text: str, expected: Budget) -> None:
+    assert Budget.parse(text) == expected
+    assert Budget.parse(str(expected)) == expected  # what is said can be asked for
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fast", "cannot be read"),
+        ("p98 <= 1 ms", "cannot be read"),
+        ("p99 <= 1", "has a unit"),
+        ("multiplications <= 5 ms", "has a unit"),
+        ("p99 <= 1 ms @ 400 ads, 2 threads", "one thread"),
+        ("p99 <= 0 ms", "above 0"),
+        ("p99 <= 1 ms @ 0 ads", "1 to 1,000,000"),
+    ],
+)
+def test_what_is_no_budget(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Budget.parse(text)
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run with a slimmable model, on the same prepared log."""
+    folder = tmp_path_factory.mktemp("slim")
+    shutil.copytree(finished_run / "data", folder / "run" / "data")
+    recipe = folder / "small.toml"
+    recipe.write_text(small_recipe.RECIPE + SLIMMABLE)
+    assert main(["train", str(recipe), "--model", "slim", "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Slim:
+    """Of a copy, for a run is one process's alone."""
+    copy = shutil.copytree(run, run.with_name("copy"))
+    return Slim(Run(read_recipe(copy / "recipe.json"), copy, quiet=True))
+
+
+def test_the_recipe_of_a_run_is_read_back(run: Path) -> None:
+    recipe = load_recipe(run.parent / "small.toml")
+    assert as_dict(read_recipe(run / "recipe.json")) == as_dict(recipe)
+    with pytest.raises(UserError, match="give the directory of a run"):
+        read_recipe(run / "nowhere.json")
+
+
+def test_a_run_without_a_slimmable_model(finished_run: Path, run: Path) -> None:
+    with pytest.raises(UserError, match=r'objective = "slimmable"; the recipe has none'):
+        Slim(Run(read_recipe(finished_run / "recipe.json"), finished_run, quiet=True))
+    with pytest.raises(UserError, match=r"'light' is not .* has \['slim'\]"):
+        Slim(Run(read_recipe(run / "recipe.json"), run, quiet=True), "light")
+
+
+def test_towers_that_are_looked_at(model: Slim) -> None:
+    uniform, searched = model.uniform(), model.searched()
+    assert uniform[0] == searched[0] == (64, 32)
+    assert uniform[-1] == searched[-1] == (16, 8)
+    costs = [model.tower.multiplications_at(widths) for widths in searched]
+    assert costs == sorted(costs, reverse=True)
+    front = model.judged([*uniform, *searched])
+    assert [c.multiplications for c in front] == sorted({c.multiplications for c in front}, reverse=True)
+    assert [c.value for c in front] == sorted({c.value for c in front}, reverse=True)  # a cheaper one is no better
+    held_out = HeldOut(model.run.log, "valid")
+    reports = model.reports(uniform, "valid", held_out)
+    assert max(r["gauc"] for r in reports.values()) <= front[0].value
+
+
+def test_the_widest_within_multiplications(
+    run: Path, model: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = model.front()
+    limit = front[min(1, len(front) - 1)].multiplications
+    arguments = ["slim", str(run), "--budget", f"multiplications <= {limit}", "--out", str(tmp_path / "bundle")]
+    assert main([*arguments, "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["multiplications"] == limit == found["verified"]["value"]
+    bundle = Bundle.load(found["bundle"])
+    assert bundle.manifest.multiplications == limit
+    assert json.loads((tmp_path / "bundle.json").read_text())["widths"] == found["widths"]
+    # the bundle is the slimmable net at those widths: to 1e-5
+    scorer = Scorer.load(tmp_path / "bundle")
+    (network,) = model.networks([tuple(found["widths"])]).values()
+    assert network.tower.hidden_widths == tuple(found["widths"])
+    batch = next(model.run.loader("valid", 64).epoch())
+    expected = model.tower.trace(network.embedding.vectors(batch).x_BX, widths=tuple(found["widths"]))[1].sigmoid()
+    plain = network(batch).sigmoid()
+    np.testing.assert_allclose(plain.detach(), expected.detach(), atol=1e-6)
+    assert bundle.manifest.parity_max_abs_diff < 1e-5  # on held-out rows
+    request = next(iter(read_requests(model.run.log.requests)))
+    assert np.isfinite(scorer.score_request(request)).all()
+
+
+def test_too_few_multiplications_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "bundle"
+    assert main(["slim", str(run), "--budget", "multiplications <= 10", "--out", str(place), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "keeps multiplications <= 10: the nearest that holds is multiplications <= " in said
+    assert not place.exists()
+    nearest = said.partition("holds is ")[2].partition(", by")[0].replace(",", "")
+    assert main(["slim", str(run), "--budget", nearest, "--out", str(place), "--quiet"]) == 0
+
+
+# --- budgets kept by a clock; the clock is a fake
+
+
+class Clock:
+    """Milliseconds by multiplications, as the first measurement and as the one in a new process sees them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slower: float = 1.0) -> None:
+        self.asked: list[list[str]] = []
+        self.again: list[str] = []
+        monkeypatch.setattr(Slim, "measured", lambda _, candidates, budget: self.measured(candidates))
+        monkeypatch.setattr(slim, "measured_again", lambda bundle, requests, budget: self.measured_again(bundle))
+        self.slower = slower
+
+    def measured(self, candidates: Sequence[Candidate]) -> dict[str, Percentile]:
+        self.asked.append([c.name for c in candidates])
+        return {c.name: Percentile(m := c.multiplications / 1000, 0.9 * m, 1.02 * m) for c in candidates}
+
+    def measured_again(self, bundle: Path) -> dict[str, float]:
+        cost = Bundle.load(bundle).manifest.multiplications / 1000 * self.slower
+        self.again.append(Bundle.load(bundle).manifest.name)
+        return {"value": cost, "low": 0.9 * cost, "high": 1.02 * cost}
+
+
+FRONT = [Candidate((64 - 2 * i, 32 - i), 4000 - 100 * i, 0.7 - 0.001 * i) for i in range(24)]
+
+
+def test_the_best_that_keeps_the_budget_with_a_margin(model: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    limit = 2.9
+    keeping, measured = model._keeping(FRONT, Budget("p99", limit))
+    best = next(c for c in FRONT if 1.02 * c.multiplications / 1000 <= 0.95 * limit)
+    assert keeping[0] == best
+    assert len(measured) < len(FRONT)  # some spread, then those between
+    assert [c.value for c in keeping] == sorted((c.value for c in keeping), reverse=True)
+    assert len(clock.asked[0]) == 8
+
+
+def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
+    model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    widths = [(64, 32), (48, 24), (32, 16), (16, 8)]
+    front = [Candidate(w, model.tower.multiplications_at(w), -i) for i, w in enumerate(widths)]
+    clock = Clock(monkeypatch, slower=1.5)
+    limit = front[1].multiplications / 1000 * 1.2
+    found = model.choose(Budget("p99", limit), tmp_path / "bundle", front)
+    assert clock.again == ["slim_48x24", "slim_32x16"]
+    assert found["widths"] == [32, 16]
+    assert found["verified"]["high"] <= limit
+    assert Bundle.load(tmp_path / "bundle").manifest.multiplications == front[2].multiplications
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {"bundle", "bundle.json"}
+
+
+def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
+    model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Clock(monkeypatch, slower=100.0)
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(UserError, match=r"keeps p99 <= 2 ms @ 400 ads, 1 thread: the nearest that holds is p99 <= "):
+        model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(search=False))
+    assert (tmp_path / "bundle").exists()
+    assert not list((tmp_path / "bundle").iterdir())
+
+
+def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
+    found: dict[str, Any] = towers_timed.measured_again(
+        finished_run / "bundle", run / "data" / "requests.jsonl", Budget("p50", 1.0, 5)
+    )
+    assert 0 < found["low"] <= found["value"] <= found["high"]
+    with pytest.raises(UserError, match="cannot be measured"):
+        towers_timed.measured_again(run / "nothing", run / "nothing.jsonl", Budget("p50", 1.0, 5))
+
+
+def test_measured_side_by_side(model: Slim) -> None:
+    front = model.judged(model.uniform())[:2]
+    found = model.measured(front, Budget("p50", 1.0, 5))
+    assert found.keys() == {c.name for c in front}
+    assert all(0 < p.low <= p.value <= p.high for p in found.values())
