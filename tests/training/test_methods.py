@@ -13,7 +13,7 @@ from torch import Tensor
 from ctrkit.losses import kl_divergence
 from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
-from ctrkit.objectives import co_training
+from ctrkit.objectives import co_training, hint
 from ctrkit.objectives.hint import Hint
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
@@ -235,7 +235,8 @@ def test_a_resumed_run_ships_the_peer_that_was_best_before_it_was_killed(log: Pa
 
 
 def test_a_resumed_run_knows_what_it_has_measured(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(co_training, "MEASURED_STEPS", 4)  # of 6 an epoch
+    for module in (co_training, hint):
+        monkeypatch.setattr(module, "MEASURED_STEPS", 4)  # of 6 an epoch
 
     def make() -> Objective:
         tables = networks.embedding()
