@@ -308,6 +308,16 @@ def network_name(model: str, role: str) -> str:
     return f"{model}_{role}" if role else model
 
 
+def serving_dict(recipe: Recipe) -> dict[str, Any]:
+    """What a bundle keeps of the recipe: nothing of what only training has, features, teachers or slices."""
+    content = as_dict(recipe)
+    content["features"] = {k: v for k, v in content["features"].items() if not recipe.features[k].privileged}
+    tables = recipe.schema_().serving().tables()
+    content["embedding"]["dims"] = {table: dim for table, dim in recipe.embedding.dims.items() if table in tables}
+    content["columns"] = {k: v for k, v in content["columns"].items() if k not in ("teachers", "slices")}
+    return content
+
+
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-ready values, defaults included: what a run keeps beside its results.
 

@@ -21,7 +21,7 @@ from typing import Any
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import BEST, Recipe, as_dict, network_name
+from ctrkit.config import BEST, Recipe, as_dict, network_name, serving_dict
 from ctrkit.config_models import PointwiseConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
@@ -339,7 +339,7 @@ class Run:
             held_out=list(self._held_out()),
             requests=list(islice(read_requests(self.log.requests), 64)),
             metrics=metrics,
-            recipe={"fingerprint": fingerprint, **as_dict(self.recipe)},
+            recipe={"fingerprint": fingerprint, **serving_dict(self.recipe)},
             **(self._rewrites() if rewritten else {}),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
