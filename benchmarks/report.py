@@ -4,13 +4,14 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ctrkit_serving.bench.machine import memory_gib, processor, usable_cores
 
 LIBRARIES = (
     "numpy", "torch", "torchrec", "fbgemm-gpu-cpu", "onnxruntime", "onnx", "pandas", "pyarrow", "polars",
@@ -31,9 +32,9 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "cpu": _cpu_model(),
-        "cores": _usable_cores(),
-        "memory_gib": _memory_gib(),
+        "cpu": processor(),
+        "cores": usable_cores(),
+        "memory_gib": memory_gib(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "libraries": _versions(),
@@ -90,27 +91,3 @@ def _commit() -> str | None:
     command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def _cpu_model() -> str:
-    """The processor's own name where Linux tells it, else what Python knows."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    """Cores that this process may run on, which a container can make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_gib() -> float | None:
-    """Physical memory in GiB, None where the system does not tell."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)

@@ -275,16 +275,25 @@ class Run:
         """Name of the model that goes online, chosen now if the recipe leaves that to validation."""
         if self.recipe.export_model != BEST:
             return self.recipe.export_model
-        results = {model: self.train(model) for model in self.recipe.models if self.recipe.can_ship(model)}
-        networks = self.evaluation["networks"]
-        cost = {m: networks[network_name(m, result["ships"])]["multiplications"] for m, result in results.items()}
-        cheapest = [model for model in results if cost[model] == min(cost.values())]
-        metric = results[cheapest[-1]]["monitor"]
-        rivals = [model for model in cheapest if results[model]["monitor"] == metric]
-        sign = 1 if METRICS[metric] else -1
-        chosen = max(rivals, key=lambda model: sign * float(results[model]["best"]))
-        self.say(f"export: {chosen} is best on validation of {', '.join(rivals)}")
+        costs = self.serving_costs()
+        cheapest = [model for model, cost in costs.items() if cost == min(costs.values())]
+        chosen = self.best_on_validation(cheapest[-1])
+        self.say(f"export: {chosen} is best on validation of {', '.join(cheapest)}")
         return chosen
+
+    def serving_costs(self) -> dict[str, int]:
+        """Multiplications of what each model ships, of those that can."""
+        networks = self.evaluation["networks"]
+        models = [model for model in self.recipe.models if self.recipe.can_ship(model)]
+        return {m: networks[network_name(m, self.train(m)["ships"])]["multiplications"] for m in models}
+
+    def best_on_validation(self, than: str) -> str:
+        """Of the models that cost no more than one to serve, the best by its metric; itself if none is better."""
+        costs, metric = self.serving_costs(), self.train(than)["monitor"]
+        rivals = [m for m in costs if costs[m] <= costs[than] and self.train(m)["monitor"] == metric]
+        sign = 1 if METRICS[metric] else -1
+        best = max(rivals, key=lambda model: sign * float(self.train(model)["best"]))
+        return best if sign * self.train(best)["best"] > sign * self.train(than)["best"] else than
 
     @cached_property
     def booster_bundle(self) -> Bundle | None:

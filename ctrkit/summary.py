@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ctrkit.atomic import write_json
 from ctrkit.config import BEST, Recipe, network_name
 from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
-from ctrkit.metrics import METRICS
 from ctrkit.request import Request, read_requests
+from ctrkit_serving.bench.machine import processor
 from ctrkit_serving.latency import measure
 from ctrkit_serving.scorer import Scorer
 
@@ -90,27 +90,20 @@ def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> flo
 def cheaper_choice(run: "Run") -> dict[str, Any]:
     """The model that costs no more than the exported one and is better on validation by the same metric, if any."""
     exported = run.export_model
-    results = {model: run.train(model) for model in run.recipe.models}
-    metric, networks = results[exported]["monitor"], run.evaluation["networks"]
-    sign = 1 if METRICS[metric] else -1
-    cost = {m: networks[network_name(m, r["ships"])]["multiplications"] for m, r in results.items()}
-    rivals = [
-        m for m, r in results.items() if r["monitor"] == metric and cost[m] <= cost[exported] and run.recipe.can_ship(m)
-    ]
-    best = max(rivals, key=lambda m: sign * results[m]["best"])
-    better = best if sign * results[best]["best"] > sign * results[exported]["best"] else None
+    best, metric = run.best_on_validation(exported), run.train(exported)["monitor"]
+    better = None if best == exported else best
     chosen = run.recipe.export_model == BEST
     return {"exported": exported, "monitor": metric, "better_on_validation": better, "chosen_by_validation": chosen}
 
 
 def machine() -> dict[str, Any]:
     """The hardware that the figures were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -14,12 +14,10 @@ from ctrkit_serving.latency import Quantiles, control_kernel, quantiles
 
 def fingerprint() -> dict[str, Any]:
     """Processor, cores that may be used, memory, versions, and the load that other processes make."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pages = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
     return {
-        "cpu": _processor(),
-        "cores": cores,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1) if pages else None,
+        "cpu": processor(),
+        "cores": usable_cores(),
+        "memory_gib": memory_gib(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("ctrkit", "numpy", "onnxruntime")},
@@ -37,11 +35,25 @@ def control(repeats: int = 1000) -> Quantiles:
     return quantiles(took / 1e6)
 
 
-def _processor() -> str:
-    """Its own name where Linux tells it, else what Python knows."""
+def processor() -> str:
+    """The processor's own name where Linux tells it, else what Python knows."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which a container can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_gib() -> float | None:
+    """Physical memory in GiB, None where the system does not tell."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
