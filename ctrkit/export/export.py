@@ -198,8 +198,9 @@ class _Export:
 
     def _write_table(self, ads: AdsFile, arrays: NetworkArrays, weights: WeightFile) -> None:
         """The item table and its graph, which must score ads of the table as their features do."""
-        width = len(arrays.layers[0].bias_O)
-        self.item_table, self._kept = write_item_table(self.place / ITEMS, ads, self.place / ITEM, width, self.tables)
+        self.item_table, self._kept = write_item_table(
+            self.place / ITEMS, ads, self.place / ITEM, arrays.part_width, self.tables
+        )
         write_table(arrays, weights, self.place / TABLE, self._kept)
         by_features, pairs = TwoGraphs(self.place, kept=self._kept_part), []
         table = ItemTable.load(self.place / ITEMS, self.item_table.key, self.item_table.raw_type)

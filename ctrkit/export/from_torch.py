@@ -1,13 +1,18 @@
 """A trained network as arrays, its batch norm folded into its layers."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from ctrkit.errors import UserError
-from ctrkit.export.arrays import Activation, Float32Array, Layer, NetworkArrays, Reader
+from ctrkit.export.arrays import Activation, Attention, Crosses, Float32Array, Layer, NetworkArrays, Reader
+from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.target_attention import TargetAttention
 from ctrkit.schema import Schema
 
 
@@ -20,18 +25,75 @@ def network_arrays(network: Network, schema: Schema) -> NetworkArrays:
     embedding, tower = network.embedding, network.tower
     if network.privileged is not None:
         raise UserError("the network sees privileged features, which do not exist where it would serve")
-    if not isinstance(tower, MLP):
-        raise UserError(f"the tower is a {type(tower).__name__}, which no serving graph knows; export another model")
     rows = dict(embedding.columns)
     start = sum(lookup.dim for lookup in embedding.lookups)
     rows |= {feature.name: slice(start + i, start + i + 1) for i, feature in enumerate(schema.dense_features)}
-    return NetworkArrays(
+    arrays = NetworkArrays(
         schema=schema,
         stacks={int(dim): stack.detach().cpu().numpy() for dim, stack in embedding.stacks.items()},
         readers={found.feature: Reader(found.dim, found.first_row, found.pooling) for found in embedding.lookups},
-        layers=folded_layers(tower.layers),
+        layers=(),
         rows=rows,
     )
+    match tower:
+        case MLP():
+            return replace(arrays, layers=folded_layers(tower.layers))
+        case DCNv2():
+            return _with_crosses(arrays, tower)
+        case TargetAttention():
+            return _with_attention(arrays, tower)
+    raise UserError(f"the tower is a {type(tower).__name__}, which no serving graph knows; export another model")
+
+
+def _with_crosses(arrays: NetworkArrays, tower: DCNv2) -> NetworkArrays:
+    """The first cross layer in front of the MLP's first one; x in the order of the graphs."""
+    order, width = arrays.order, len(arrays.order)
+    # columns in the order of the graphs; of the first, `side_weight` will take the rows in that order
+    first, *others = (Layer(_array(c.weight.T)[:, order], _array(c.bias)[order]) for c in _linears(tower.crosses))
+    joined = Layer(first.weight_IO, first.bias_O + np.float32(1))
+    deep, head_I1 = folded_layers(tower.deep.layers), _array(tower.head.weight.T)
+    if deep:
+        joined = replace(
+            deep[0],
+            weight_IO=np.concatenate([joined.weight_IO, deep[0].weight_IO], axis=1),
+            bias_O=np.concatenate([joined.bias_O, deep[0].bias_O]),
+        )
+    last_I1 = head_I1[width:] if deep else head_I1[width:][order]
+    return replace(
+        arrays,
+        layers=(joined, *deep[1:], Layer(last_I1, _array(tower.head.bias))),
+        crosses=Crosses(tuple(Layer(c.weight_IO[order], c.bias_O) for c in others), head_I1[:width][order]),
+    )
+
+
+def _with_attention(arrays: NetworkArrays, tower: TargetAttention) -> NetworkArrays:
+    """The MLP's first layer taken apart: what reads x, and what reads each attended list."""
+    first, *rest = folded_layers(tower.mlp.layers)
+    start = len(arrays.order)
+    x_IO, attentions = first.weight_IO[:start], []
+    sequences = {feature.name: feature for side in arrays.sides for feature in arrays.side(side).sequences}
+    target = {(rows.start, rows.stop): name for name, rows in arrays.rows.items()}
+    for pair, unit in zip(tower.attended, tower.units, strict=True):
+        assert isinstance(unit, MLP)
+        stop = start + 2 * pair.dim
+        attentions.append(
+            Attention(
+                target[pair.target.start, pair.target.stop],
+                sequences[pair.list],
+                folded_layers(unit.layers),
+                np.ascontiguousarray(first.weight_IO[start:stop]),
+            )
+        )
+        start = stop
+    return replace(
+        arrays, layers=(replace(first, weight_IO=np.ascontiguousarray(x_IO)), *rest), attentions=tuple(attentions)
+    )
+
+
+def _linears(modules: nn.ModuleList) -> Iterator[nn.Linear]:
+    for module in modules:
+        assert isinstance(module, nn.Linear)
+        yield module
 
 
 def folded_layers(modules: nn.Sequential) -> tuple[Layer, ...]:

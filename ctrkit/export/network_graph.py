@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,10 @@ Quantizations = Mapping[str, Rounding]
 
 
 class NetworkGraph:
-    """One graph in the making."""
+    """One graph in the making, of a network whose tower is an MLP."""
+
+    reads_again: ClassVar[bool] = False
+    """Whether later layers read what features give, as the first one does: then it is made once."""
 
     def __init__(
         self,
@@ -71,12 +74,25 @@ class NetworkGraph:
         self._quantizations = quantizations or {}
         self._shift = shift  # of the logit
         self._inputs: set[str] = set()
+        self._vectors: dict[tuple[Side, bool | None], str] = {}
 
     def save(self, path: Path, logit: str) -> None:
         """Write the graph that gives the probabilities [N] of these logits."""
         probability = self.builder.node("Sigmoid", logit)
         flat = self.builder.node("Reshape", probability, self.builder.constant([-1]))
         self.builder.save(path, [(flat, "probability", ["rows"])])
+
+    def whole(self) -> str:
+        """The logits, from all inputs."""
+        return self.tail(self.first_layer())
+
+    def item_part(self) -> str:
+        """What an item table keeps of an ad: its part of the first layer, without the bias, [N, H]."""
+        return self.builder.node("MatMul", self.vector("item"), self.weight("item"))
+
+    def from_part(self, part: str) -> str:
+        """The logits, from what an item table keeps."""
+        return self.tail(self.builder.node("Add", part, self.base()))
 
     def first_layer(self) -> str:
         """The first layer before its activation, [N, H]."""
@@ -134,7 +150,14 @@ class NetworkGraph:
         return self.builder.weight(name, self._arrays.side_weight(side, dense=dense))
 
     def vector(self, side: Side, *, dense: bool | None = None) -> str:
-        """What the features of a side give, joined: [R, X]."""
+        """What the features of a side give, joined: [R, X]; `dense`: only the dense ones, or only the others."""
+        if not self.reads_again:
+            return self._vector(side, dense)
+        if (side, dense) not in self._vectors:
+            self._vectors[side, dense] = self._vector(side, dense)
+        return self._vectors[side, dense]
+
+    def _vector(self, side: Side, dense: bool | None) -> str:
         features = self._arrays.side(side)
         parts: list[str] = []
         if not dense:
@@ -179,6 +202,17 @@ class NetworkGraph:
     def _pooled(self, feature: SequenceFeature, specs: Mapping[str, TensorSpec]) -> str:
         """Mean or sum of the rows of a list, zeros if it is empty: [R, E]."""
         build, reader = self.builder, self._arrays.readers[feature.name]
+        ids, mask, length = self._list(feature, specs)
+        pooled = build.node("MatMul", mask, self._rows(reader.dim, ids))
+        pooled = build.node("Reshape", pooled, build.constant([-1, reader.dim]))
+        if reader.pooling == "sum":
+            return pooled
+        count = build.node("Cast", build.node("Max", length, build.constant([1])), to=1)
+        return build.node("Div", pooled, count)
+
+    def _list(self, feature: SequenceFeature, specs: Mapping[str, TensorSpec]) -> tuple[str, str, str]:
+        """Rows of a list in its stacked table [R, L]; 1.0 where there is one, else 0.0 [R, 1, L]; length [R, 1]."""
+        build, reader = self.builder, self._arrays.readers[feature.name]
         ids = self._input(f"{feature.name}_ids", specs)
         length = self._input(f"{feature.name}_length", specs)
         if reader.first_row:
@@ -186,12 +220,7 @@ class NetworkGraph:
         length = build.node("Unsqueeze", length, build.constant([1]))
         inside = build.node("Less", build.constant(np.arange(feature.max_len)[None]), length)
         mask = build.node("Unsqueeze", build.node("Cast", inside, to=1), build.constant([1]))
-        pooled = build.node("MatMul", mask, self._rows(reader.dim, ids))
-        pooled = build.node("Reshape", pooled, build.constant([-1, reader.dim]))
-        if reader.pooling == "sum":
-            return pooled
-        count = build.node("Cast", build.node("Max", length, build.constant([1])), to=1)
-        return build.node("Div", pooled, count)
+        return ids, mask, length
 
     def tail(self, hidden: str, *, rounded: bool = False) -> str:
         """From the first layer, before its activation, to the logits; `rounded` if it is `sum_int8`'s already."""
@@ -204,15 +233,18 @@ class NetworkGraph:
                 hidden = self._activated(hidden, before, i - 1)
             if last:
                 return self._logit(hidden, layer, i)
-            self.observed[key] = hidden
-            if quantized:
-                if not (rounded and i == 1):
-                    hidden = self.builder.node("QuantizeLinear", hidden, *self._rounding(key))
-                hidden = self._matmul(key, hidden, layer.weight_IO, layer.bias_O)
-            else:
-                weight = self.builder.weight(f"weight_{i}", layer.weight_IO)
-                hidden = self.builder.node("Gemm", hidden, weight, self.builder.weight(f"bias_{i}", layer.bias_O))
+            hidden = self.linear(key, hidden, layer, rounded=rounded and i == 1)
         return hidden
+
+    def linear(self, key: str, x: str, layer: Layer, *, rounded: bool = False) -> str:
+        """x W + b, in int8 if it is told how; `rounded` if x is in int8 already."""
+        self.observed[key] = x
+        if key in self._quantizations:
+            if not rounded:
+                x = self.builder.node("QuantizeLinear", x, *self._rounding(key))
+            return self._matmul(key, x, layer.weight_IO, layer.bias_O)
+        weight = self.builder.weight(f"weight_{key}", layer.weight_IO)
+        return self.builder.node("Gemm", x, weight, self.builder.weight(f"bias_{key}", layer.bias_O))
 
     def _logit(self, hidden: str, layer: Layer, index: int) -> str:
         """w x' + b, [1, N]: as a row, since ONNX Runtime multiplies a column as if it were sixteen."""

@@ -12,6 +12,7 @@ from ctrkit.data.batch import Batch
 from ctrkit.export.tables import Stored, as_float32
 from ctrkit.graph import SIDES, side_features
 from ctrkit.nn.network import Network
+from ctrkit.nn.tower import Lists
 from ctrkit.schema import Schema
 
 Inputs = dict[str, Tensor]
@@ -47,7 +48,7 @@ class PlainNetwork(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Click probability of N ads."""
-        parts = []
+        parts, lists = [], {}
         for lookup in self._lookups:
             weight_VE, name = self.stacks[str(lookup.dim)], lookup.feature
             if lookup.pooling is None:
@@ -55,18 +56,24 @@ class PlainNetwork(nn.Module):
                 parts.append(nn.functional.embedding(inputs[tensor][:, column] + lookup.first_row, weight_VE))
             else:
                 ids_NL = inputs[f"{name}_ids"] + lookup.first_row
-                parts.append(_pool(weight_VE, ids_NL, inputs[f"{name}_length"], lookup.pooling))
+                length_N = inputs[f"{name}_length"]
+                parts.append(_pool(weight_VE, ids_NL, length_N, lookup.pooling))
+                if name in self.tower.reads_lists:
+                    lists[name] = Lists(nn.functional.embedding(ids_NL[_inside(ids_NL, length_N)], weight_VE), length_N)
         for name in self._dense:
             tensor, column = self._column[name]
             parts.append(inputs[tensor][:, column].unsqueeze(1))
-        logit_N: Tensor = self.tower(torch.cat(parts, dim=1))
+        logit_N: Tensor = self.tower(torch.cat(parts, dim=1), lists)
         return torch.sigmoid(logit_N)
 
 
 def _pool(weight_VE: Tensor, ids_NL: Tensor, length_N: Tensor, pooling: str) -> Tensor:
-    inside_NL = torch.arange(ids_NL.shape[1]) < length_N.unsqueeze(1)
-    total_NE = (nn.functional.embedding(ids_NL, weight_VE) * inside_NL.unsqueeze(2)).sum(1)
+    total_NE = (nn.functional.embedding(ids_NL, weight_VE) * _inside(ids_NL, length_N).unsqueeze(2)).sum(1)
     return total_NE / length_N.clamp(min=1).unsqueeze(1) if pooling == "mean" else total_NE
+
+
+def _inside(ids_NL: Tensor, length_N: Tensor) -> Tensor:
+    return torch.arange(ids_NL.shape[1]) < length_N.unsqueeze(1)
 
 
 def graph_inputs(batch: Batch, schema: Schema, dense_columns: Sequence[int] | None = None) -> Inputs:

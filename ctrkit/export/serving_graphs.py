@@ -5,10 +5,11 @@
 
 and, to make an item table and to measure what it changes on rows whose ads it has not:
 
-    item.onnx    the items' part of the first layer alone, float32 [N, H]
-    head.onnx    everything else, from that part on
+    item.onnx    what the table keeps of an ad: its part of the first layer, [N, H], behind what later layers read too
+    head.onnx    everything else, from that on
 
-A sum over the sides, in an order of its own: equal to the network up to the rounding of a sum.
+A sum over the sides, in an order of its own: equal to the network up to the rounding of a sum. Only crosses and target
+attention (`cross_graph`, `attention_graph`) read embeddings after the first layer.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctrkit.export.arrays import NetworkArrays
+from ctrkit.export.attention_graph import AttentionGraph
+from ctrkit.export.cross_graph import CrossGraph
 from ctrkit.export.network_graph import PART, NetworkGraph, Quantizations
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.graph import TensorSpec
@@ -35,6 +38,22 @@ class KeptItems:
     scale: tuple[str, npt.NDArray[Any], int] | None
 
 
+def _graph(
+    name: str,
+    arrays: NetworkArrays,
+    weights: WeightFile,
+    quantizations: Quantizations | None = None,
+    shift: float = 0.0,
+) -> NetworkGraph:
+    """A graph of the kind that the tower needs."""
+    kind = NetworkGraph
+    if arrays.crosses is not None:
+        kind = CrossGraph
+    elif arrays.attentions:
+        kind = AttentionGraph
+    return kind(name, arrays, weights, quantizations, shift)
+
+
 def write_model(
     arrays: NetworkArrays,
     weights: WeightFile,
@@ -43,8 +62,8 @@ def write_model(
     shift: float = 0.0,
 ) -> None:
     """The whole network, in int8 where it is told how."""
-    build = NetworkGraph("model", arrays, weights, quantizations, shift)
-    build.save(path, build.tail(build.first_layer()))
+    build = _graph("model", arrays, weights, quantizations, shift)
+    build.save(path, build.whole())
 
 
 def write_head(
@@ -55,13 +74,12 @@ def write_head(
     shift: float = 0.0,
 ) -> None:
     """All but the items' part, which is an input; it is rounded first where a table in int8 would keep it so."""
-    build = NetworkGraph("head", arrays, weights, quantizations, shift)
-    width = len(arrays.layers[0].bias_O)
-    part = build.builder.input(PART, TensorSpec(dtype="float32", shape=(-1, width), side="item"))
+    build = _graph("head", arrays, weights, quantizations, shift)
+    part = build.builder.input(PART, TensorSpec(dtype="float32", shape=(-1, arrays.part_width), side="item"))
     if PART in (quantizations or {}):
         build.save(path, build.tail(build.sum_int8(build.part_int8(part)), rounded=True))
     else:
-        build.save(path, build.tail(build.builder.node("Add", part, build.base())))
+        build.save(path, build.from_part(part))
 
 
 def write_table(
@@ -73,7 +91,7 @@ def write_table(
     shift: float = 0.0,
 ) -> None:
     """The network for ads by their row of an item table that is written already."""
-    build = NetworkGraph("table", arrays, weights, quantizations, shift)
+    build = _graph("table", arrays, weights, quantizations, shift)
     ads = build.builder.input(ADS, TensorSpec(dtype="int64", shape=(-1,), side="item"))
     part = build.builder.node("Gather", build.builder.file(*kept.part), ads, axis=0)
     if PART in (quantizations or {}):
@@ -85,19 +103,18 @@ def write_table(
         part = build.builder.node(
             "Mul", part, build.builder.node("Gather", build.builder.file(*kept.scale), ads, axis=0)
         )
-    build.save(path, build.tail(build.builder.node("Add", part, build.base())))
+    build.save(path, build.from_part(part))
 
 
 def write_item(arrays: NetworkArrays, weights: WeightFile, path: Path) -> None:
-    """The items' part of the first layer, without its bias."""
-    build = NetworkGraph("item", arrays, weights)
-    part = build.builder.node("MatMul", build.vector("item"), build.weight("item"))
-    build.builder.save(path, [(part, PART, ["rows_item", len(arrays.layers[0].bias_O)])])
+    """What an item table keeps of an ad."""
+    build = _graph("item", arrays, weights)
+    build.builder.save(path, [(build.item_part(), PART, ["rows_item", arrays.part_width])])
 
 
 def write_observed(arrays: NetworkArrays, weights: WeightFile, path: Path) -> list[str]:
     """The whole network with every tensor that int8 would quantize as an output; their names."""
-    build = NetworkGraph("observed", arrays, weights)
-    build.tail(build.first_layer())
+    build = _graph("observed", arrays, weights)
+    build.whole()
     build.builder.save(path, [(tensor, f"{key}", ["rows", "width"]) for key, tensor in build.observed.items()])
     return list(build.observed)

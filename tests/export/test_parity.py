@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.builders.networks import build_embedding
+from ctrkit.builders.networks import attended_lists, build_embedding, build_tower
 from ctrkit.bundle import MODEL, WEIGHTS
-from ctrkit.config import EmbeddingConfig
+from ctrkit.config import EmbeddingConfig, TowerConfig
 from ctrkit.data.batch import Batch
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs
@@ -23,7 +23,6 @@ from ctrkit.export.quantize import quantizations
 from ctrkit.export.serving_graphs import HEAD, HEAD_INT8, ITEM, write_head, write_item, write_model, write_observed
 from ctrkit.export.weight_file import WeightFile
 from ctrkit.manifest import MODEL_INT8
-from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema, SequenceFeature, table_of
 
@@ -31,7 +30,7 @@ ROWS = 9
 ONCE: list[set[str]] = [set(), {"user"}, {"context"}, {"user", "context"}]
 """Sides that have one row for all ads."""
 FEATURE = st.one_of(
-    st.fixed_dictionaries({"table": st.sampled_from(["s", "t", None])}),
+    st.fixed_dictionaries({"table": st.sampled_from(["s", "t", "mean", None])}),
     st.fixed_dictionaries({
         "kind": st.just("sequence"), "max_len": st.integers(1, 4), "pooling": st.sampled_from(["mean", "sum"]),
         "table": st.sampled_from(["mean", "sum"]),
@@ -43,6 +42,12 @@ TOWER = st.fixed_dictionaries({
     "hidden": st.lists(st.integers(1, 9), max_size=3), "batch_norm": st.booleans(),
     "activation": st.sampled_from(["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"]),
 })  # fmt: skip
+CROSSES = st.fixed_dictionaries({"kind": st.just("dcn_v2"), "cross_layers": st.integers(1, 3)})
+ATTENTION = st.fixed_dictionaries({
+    "kind": st.just("target_attention"), "attention_hidden": st.lists(st.integers(1, 5), min_size=1, max_size=2),
+})  # fmt: skip
+TARGET: dict[str, Any] = {"table": "mean", "side": "item"}
+LIST: dict[str, Any] = {"kind": "sequence", "max_len": 3, "table": "mean"}
 
 
 @dataclass
@@ -63,7 +68,8 @@ def drawn(features: list[dict[str, Any]], tower: dict[str, Any], seed: int) -> D
     num_rows = {table: int(rng.integers(3, 30)) for table in tables}
     dims = {table: int(rng.choice([1, 2, 4])) for table in tables}
     embedding = build_embedding(schema, EmbeddingConfig(dim=4, dims=dims, init_std=0.5), num_rows)
-    network = Network(embedding, MLP(embedding.out_features, **tower))
+    attended = attended_lists(schema, embedding)
+    network = Network(embedding, build_tower(TowerConfig(**tower), embedding.out_features, attended))
     values, lengths = [], []
     for feature in schema.sparse_features:
         for _ in range(ROWS):
@@ -78,7 +84,9 @@ def drawn(features: list[dict[str, Any]], tower: dict[str, Any], seed: int) -> D
     batch = Batch(sparse, dense, torch.zeros(ROWS), torch.ones(ROWS), torch.zeros(ROWS, dtype=torch.int64))
     with torch.no_grad():
         for parameter in network.tower.parameters():
-            parameter.normal_(0.0, 0.5)
+            parameter.normal_(0.0, 0.5 if parameter.dim() < 2 else parameter.shape[1] ** -0.5)
+        for stack in embedding.stacks.values():  # the rows of missing values too, which padded lists point to
+            stack.normal_(0.0, 0.5)
     for _ in range(3):
         network.train()(batch)  # statistics of the batch norm
     return Drawn(schema, network.eval(), batch)
@@ -116,7 +124,32 @@ def every_way(random: Drawn, folder: Path) -> dict[str, Callable[[Arrays], Any]]
 @given(features=st.lists(SIDED, min_size=1, max_size=7), tower=TOWER, seed=st.integers(0, 2**31))
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 def test_every_way_is_the_network(features: list[dict[str, Any]], tower: dict[str, Any], seed: int) -> None:
-    random = drawn(features, tower, seed)
+    check_every_way(drawn(features, tower, seed))
+
+
+@given(features=st.lists(SIDED, min_size=1, max_size=7), tower=TOWER, kind=CROSSES, seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+def test_every_way_is_the_network_with_crosses(
+    features: list[dict[str, Any]], tower: dict[str, Any], kind: dict[str, Any], seed: int
+) -> None:
+    check_every_way(drawn(features, {**tower, **kind}, seed))
+
+
+@given(
+    features=st.lists(SIDED, max_size=5),
+    side=st.sampled_from(["user", "item", "context"]),
+    tower=TOWER,
+    kind=ATTENTION,
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+def test_every_way_is_the_network_with_attention(
+    features: list[dict[str, Any]], side: str, tower: dict[str, Any], kind: dict[str, Any], seed: int
+) -> None:
+    check_every_way(drawn([*features, TARGET, {**LIST, "side": side}], {**tower, **kind}, seed))
+
+
+def check_every_way(random: Drawn) -> None:
     plain = PlainNetwork(random.network, random.schema)
     tensors = graph_inputs(random.batch, random.schema)
     inputs = {name: x.numpy() for name, x in tensors.items()}
