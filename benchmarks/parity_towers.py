@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrkit.builders.networks import build_embedding
+from ctrkit.builders.networks import attended_lists, build_embedding
 from ctrkit.config import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Vocabulary
 from ctrkit.graph import SIDES, Feeds, side_features
+from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
+from ctrkit.nn.target_attention import TargetAttention
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.rocket_launching import rocket_launching
 from ctrkit.request import Request
@@ -96,11 +98,25 @@ def _peer() -> Network:
     return mutual_learning(peers).inference_model()
 
 
+def _crosses() -> Network:
+    tables = _tables(EVERY)
+    return Network(tables, DCNv2(tables.out_features, (64, 32), cross_layers=3, batch_norm=True))
+
+
+def _attention() -> Network:
+    """The ad looks at the user's recent ads."""
+    tables = _tables(EVERY)
+    attended = attended_lists(_schema(EVERY), tables)
+    return Network(tables, TargetAttention(tables.out_features, (64, 32), attended, batch_norm=True))
+
+
 KINDS: Mapping[str, tuple[Mapping[str, Any], Callable[[], Network]]] = {
     "plain": (IDS, _plain),
     "every_feature": (EVERY, _every_feature),
     "rocket": (EVERY, _rocket),
     "peer": (EVERY, _peer),
+    "dcn_v2": (EVERY, _crosses),
+    "target_attention": (EVERY, _attention),
 }
 
 

@@ -183,6 +183,7 @@ class Recipe(Strict):
         if any(self.towers[tower].privileged for tower in model.towers) and not self.schema_().privileged_features:
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
+        self._check_mean(name, model)
         above = self._networks_above(name)
         for teacher in model.taught_by:
             if teacher not in above and teacher not in self.columns.teachers:
@@ -215,6 +216,20 @@ class Recipe(Strict):
             raise ValueError(
                 f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, no wider "
                 f"than '{source.tower}', {theirs.hidden}, and have its activation and batch_norm"
+            )
+
+    def _check_mean(self, name: str, model: Model) -> None:
+        """Networks whose mean ships are joined into one MLP: what `ctrkit.nn.mean` would refuse after training."""
+        if "mean" not in model.shipped:
+            return
+        towers = [self.towers[tower] for tower in model.towers]
+        shapes = {(len(tower.hidden), tower.activation, tower.batch_norm) for tower in towers}
+        mlps = all(tower.kind == "mlp" and tower.hidden and tower.activation != "prelu" for tower in towers)
+        if len(shapes) > 1 or not mlps or any(tower.privileged for tower in towers):
+            raise ValueError(
+                f"model '{name}' ships a mean, which is one MLP: give it towers of kind mlp, not privileged, with the "
+                "same number of hidden layers, at least one, the same activation (not prelu) and the same batch_norm, "
+                'or serve = "best"'
             )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:

@@ -302,7 +302,7 @@ class Run:
             network_name(model, role): self.evaluation["networks"][network_name(model, role)]["multiplications"]
             for model, config in self.recipe.models.items()
             for role, tower in zip(config.roles, config.towers, strict=True)
-            if self.recipe.towers[tower].kind == "mlp" and not self.recipe.towers[tower].privileged
+            if not self.recipe.towers[tower].privileged
         }
         costliest = max(costs, key=lambda name: costs[name])
         if costs[costliest] <= self.bundle.manifest.multiplications:

@@ -163,6 +163,23 @@ def test_a_column_that_teaches_is_no_network(tmp_path: Path) -> None:
     assert list(recipe.frozen_teachers("kd")) == ["light"]
 
 
+@pytest.mark.parametrize("objective", ["mutual_learning", "ensemble"])
+@pytest.mark.parametrize(
+    "keys",
+    ['kind="dcn_v2"', "hidden=[8]", 'activation="tanh"', "batch_norm=true", "privileged=true"],
+)
+def test_a_mean_that_cannot_ship_is_refused_before_training(tmp_path: Path, objective: str, keys: str) -> None:
+    members = "peers" if objective == "mutual_learning" else "members"
+    towers = ["towers.one={hidden=[8,4]}", "towers.two={" + ("" if "hidden" in keys else "hidden=[8,4],") + keys + "}"]
+    model = f'models.both={{objective="{objective}",{members}=["one","two"],serve="SERVE"}}'
+    load(tmp_path, *towers, model.replace("two", "one").replace("SERVE", "mean"))
+    if "privileged" not in keys:
+        load(tmp_path, *towers, model.replace("SERVE", "best"))
+    message = "model 'both' ships a mean, which is one MLP" if "privileged" not in keys else "privileged"
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, *towers, POSITION, model.replace("SERVE", "mean"))
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
