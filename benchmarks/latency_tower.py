@@ -28,7 +28,7 @@ LIGHT, BOOSTER = (200, 80), (720, 360, 240, 180, 90)
 """The towers of Rocket Launching's Table 5."""
 USER_FEATURES, ITEM_FEATURES, DIM, IDS = 26, 10, 16, 10_000
 KEY = "ad"
-_NOTHING = Limits(gauc_drop=1.0, pcoc_change=10.0, difference=1.0)
+_NOTHING = Limits(gauc_change=1.0, pcoc_change=10.0, difference=1.0)
 """A random tower ranks nothing: what int8 changes of it is told, and kept whatever it is."""
 
 USER = [f"u{i}" for i in range(USER_FEATURES)]

@@ -37,7 +37,7 @@ from ctrkit_serving.scorer import Scorer
 TABLES = ("float32", "float16", "int8")
 _ADS = 16
 _BATCH = 500
-_ANYTHING = Limits(gauc_drop=1.0, pcoc_change=10.0, difference=1.0)
+_ANYTHING = Limits(gauc_change=1.0, pcoc_change=10.0, difference=1.0)
 """Random towers rank nothing: what is looked at here is whether the ways agree."""
 Scores = list[npt.NDArray[np.float32]]
 

@@ -101,7 +101,7 @@ class ExportConfig(Strict):
     """Precision in which embedding tables and item table are kept, if it passes the gate."""
     int8: bool = False
     """Graphs in int8 beside the exact ones, if they pass the gate."""
-    max_gauc_drop: Annotated[float, Field(ge=0)] = 1e-4
+    max_gauc_change: Annotated[float, Field(ge=0)] = 1e-4
     """Gate of `tables` and `int8`, on the test part; bounds of int8 come from the validation part."""
     max_pcoc_change: Annotated[float, Field(ge=0)] = 1e-3
     max_difference: Annotated[float, Field(gt=0, le=1)] = 0.02

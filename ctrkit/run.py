@@ -357,7 +357,7 @@ class Run:
     def _rewrites(self) -> dict[str, Any]:
         """What is written beside the network that serves, and the rows that judge its approximations."""
         config = self.recipe.export
-        limits = Limits(config.max_gauc_drop, config.max_pcoc_change, config.max_difference)
+        limits = Limits(config.max_gauc_change, config.max_pcoc_change, config.max_difference)
         items = None if config.items is None else Path(config.items)
         rewrites = Rewrites(items, config.item_key, config.tables, config.int8, limits)
         if not rewrites.approximate:

@@ -113,7 +113,7 @@ def test_export_with_an_item_table(capsys: Capture, finished_run: Path, tmp_path
     ads = {item["ad_id"]: item for request in requests for item in request["items"]}
     pq.write_table(pa.Table.from_pylist(list(ads.values())), tmp_path / "ads.parquet")
     export = ["export", str(finished_run.parent / "small.toml"), "--out", str(tmp_path / "run")]
-    loose = [f"export.{key}" for key in ("max_gauc_drop=1", "max_pcoc_change=1", "max_difference=1", "int8=true")]
+    loose = [f"export.{key}" for key in ("max_gauc_change=1", "max_pcoc_change=1", "max_difference=1", "int8=true")]
     export += [word for override in loose for word in ("--set", override)]
     found = result(capsys, [*export, "--items", str(tmp_path / "ads.parquet"), "--item-key", "ad_id"])
     assert found["manifest"]["item_table"]["ads"] == len(ads)

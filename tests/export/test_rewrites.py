@@ -33,7 +33,7 @@ ADS: list[dict[str, Any]] = [
 ]
 KEYS = [ad["ad"] for ad in ADS]
 USER: dict[str, Any] = {"user": 3, "recent": [1, 2]}
-LOOSE = Limits(gauc_drop=1.0, pcoc_change=1.0, difference=0.5)
+LOOSE = Limits(gauc_change=1.0, pcoc_change=1.0, difference=0.5)
 
 
 def features(ads: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,7 +211,7 @@ def test_numbers_are_rounded_as_the_graph_rounds_them(tmp_path: Path) -> None:
     assert Rounding.between(0.0, 0.0)(np.zeros(2, np.float32)).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("limits", [Limits(difference=1e-9), Limits(pcoc_change=0.0), Limits(gauc_drop=-1.0)])
+@pytest.mark.parametrize("limits", [Limits(difference=1e-9), Limits(pcoc_change=0.0), Limits(gauc_change=0.0)])
 def test_int8_that_does_not_pass_is_not_written(network: Network, tmp_path: Path, limits: Limits) -> None:
     said: list[str] = []
     bundle = exported(network, tmp_path / "bundle", Rewrites(int8=True, limits=limits), say=said.append)
