@@ -251,9 +251,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     run.check_starts(models)
     results = {model: run.train(model) for model in models}
     run.ranks.leave()
-    from ctrkit.train_model import monitored_text
-
-    lines = [f"{model}: best valid {monitored_text(r)}" for model, r in results.items()]
+    lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]
     return {"models": results, "text": "\n".join(lines)}
 
 

@@ -25,8 +25,7 @@ class TrainConfig(Strict):
     clip_norm: Annotated[float, Field(ge=0)] = 10.0
     """Largest gradient norm of the towers; 0 leaves it as it is."""
     monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
-    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships; of a
-    slimmable model without `serve` the mean over its widths."""
+    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
     patience: Count = 2
     """Evaluations without improvement before training stops."""
     evaluations_per_epoch: Count = 1
@@ -360,8 +359,7 @@ class SlimmableConfig(_Model):
     )
     """Fractions of the hidden layers that are evaluated; the lowest and the highest bound what is trained."""
     serve: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The one of `widths` that ships, and whose metric is monitored. If not given, the highest ships, and the mean over
-    all `widths` is monitored: any may be taken out by `ctrkit slim`."""
+    """The one of `widths` that ships; the highest if not given."""
     multiple: Annotated[int, Field(ge=1, le=1024)] = 8
     """Channels of a fraction are rounded to a multiple of it."""
     norm: Literal["switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"] = "universal_batch_norm"

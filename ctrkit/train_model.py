@@ -115,8 +115,7 @@ class ModelTraining:
         result = {
             "fingerprint": fingerprint,
             "monitor": config.monitor,
-            "best": progress.best_shipped,
-            "monitored": {"value": progress.best, "of": progress.best_of},
+            "best": progress.best,
             "best_step": progress.best_step,
             "ships": progress.best_role,
             "steps": progress.step,
@@ -128,7 +127,7 @@ class ModelTraining:
             "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
         self.say(
-            f"  best valid {monitored_text(result)} at step {progress.best_step:,} of {progress.step:,}, "
+            f"  best valid {config.monitor} {progress.best:.4f} at step {progress.best_step:,} of {progress.step:,}, "
             f"{rate:,} rows/s"
         )
         return result
@@ -240,15 +239,6 @@ class ModelTraining:
             return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
 
         return evaluate
-
-
-def monitored_text(result: Mapping[str, Any]) -> str:
-    """What a training was stopped by and its best value: `gauc 0.7012 (mean of w0.5, w1.0; w1.0 itself 0.7020)`."""
-    metric, best, monitored = result["monitor"], result["best"], result.get("monitored")  # none in older runs
-    if monitored is None or len(monitored["of"]) == 1:
-        return f"{metric} {best:.4f}"
-    mean = f"mean of {', '.join(monitored['of'])}"
-    return f"{metric} {monitored['value']:.4f} ({mean}; {result['ships']} itself {best:.4f})"
 
 
 def calibration_batches(log: PreparedLog, rows: int, seed: int, device: torch.device | None = None) -> Iterator[Batch]:

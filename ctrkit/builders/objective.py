@@ -215,7 +215,7 @@ def _slimmable(config: SlimmableConfig, networks: Networks) -> Objective:
         gradient_to_tables=(0.0 if boosters else 1.0) if share is None else share,
         label_smoothing=config.label_smoothing,
         calibration_rows=config.calibration_rows,
-        shipped=None if config.serve is None else config.shipped[0],
+        shipped=config.shipped[0],
     )
 
 

@@ -92,10 +92,6 @@ class Objective(nn.Module, ABC):
         """Roles of the networks that may ship: early stopping watches the best of them."""
         return self._shipped
 
-    def monitored(self, candidate: str) -> tuple[str, ...]:
-        """Roles whose mean of the monitored metric tells how good the weights are, if this one ships."""
-        return (candidate,)
-
     def inference_role(self) -> str:
         """Role of the network that ships."""
         return self._shipped[0]

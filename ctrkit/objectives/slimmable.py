@@ -55,8 +55,7 @@ class Slimmable(Objective):
         gradient_to_tables: share of the gradient of all widths that reaches the tables; 0 leaves them to the boosters.
         label_smoothing: share of the label that becomes one half.
         calibration_rows: rows on which a universally slimmable batch norm is calibrated.
-        shipped: role of the width that ships. If not given, the widest, and any other may too: the monitored metric is
-            then the mean over all widths, for narrow ones are best later than wide ones.
+        shipped: role of the width that ships; the widest if not given.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Slimmable(Objective):
             raise ValueError('switchable batch norm knows the listed widths only: sampling = "list" goes with it')
         if sampling == "sandwich" and samples < 2:
             raise ValueError("the sandwich rule takes 2 samples at least: the largest width and the smallest")
-        self._monitored = (shipped,) if shipped else tuple(ordered)
         self.sampling: Sampling = sampling
         self.samples, self.non_uniform = samples, non_uniform
         self.widths = tuple(tower.channels(widths[role]) for role in reversed(ordered))
@@ -113,10 +111,6 @@ class Slimmable(Objective):
     def tower_name(self, role: str) -> str:
         """The same for all widths."""
         return role if role in self.boosters else SLIMMABLE
-
-    def monitored(self, candidate: str) -> tuple[str, ...]:
-        """The width that was asked to ship, or all of them."""
-        return self._monitored
 
     # --- widths of a step
 

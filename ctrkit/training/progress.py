@@ -1,7 +1,7 @@
 """Where a run stands."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass
@@ -13,14 +13,10 @@ class Progress:
     """Batches of the epoch that are done."""
     step: int = 0
     best: float | None = None
-    """Best value of what is monitored."""
+    """Best value of the monitored metric."""
     best_step: int = 0
     best_role: str = ""
-    """Of the network that ships."""
-    best_of: list[str] = field(default_factory=list)
-    """Roles over which the monitored metric was averaged."""
-    best_shipped: float | None = None
-    """The metric of the network that ships, at that step."""
+    """Of the network that it was measured on: the one that ships."""
     stale: int = 0
     """Evaluations since then."""
     seconds: float = 0.0

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -48,8 +47,7 @@ class Trainer:
         directory: of the run.
         fingerprint: of all that the run depends on; a checkpoint of another fingerprint is not resumed.
         epochs: passes over the log.
-        monitor: metric of the network that ships, or of the best that may, or its mean over the roles that
-            `Objective.monitored` names; see `ctrkit.metrics.report.METRICS`.
+        monitor: metric of the network that ships, or of the best that may, see `ctrkit.metrics.report.METRICS`.
         patience: evaluations without improvement before training stops.
         evaluations_per_epoch: evaluations, evenly spaced; the last at the end of the epoch.
         clip_norm: largest gradient norm of `clipped`.
@@ -246,8 +244,10 @@ class Trainer:
         else:
             self._average_buffers()
         reports = evaluate(self.objective)
-        role, value = self._monitored(reports)
-        progress, sign, of = self.progress, 1 if METRICS[self.monitor] else -1, self.objective.monitored(role)
+        candidates = {role: check_monitor(self.monitor, reports[role]) for role in self.objective.candidates()}
+        sign = 1 if METRICS[self.monitor] else -1
+        role = max(sorted(candidates), key=lambda role: sign * candidates[role])
+        value, progress = candidates[role], self.progress
         better = progress.best is None or sign * value > sign * progress.best
         progress.stale = 0 if better else progress.stale + 1
         line = {
@@ -257,26 +257,14 @@ class Trainer:
             "seconds": round(progress.seconds, 3),
             "losses": running.means(),
             **self._gradient_norms(batch),
-            "monitored": {"metric": self.monitor, "of": [each or "model" for each in of], "value": value},
             "valid": {role or "model": _brief(report) for role, report in reports.items()},
         }
         running.clear()
         self.history.append(line)
         if better:
             progress.best, progress.best_step, progress.best_role = value, progress.step, role
-            progress.best_of, progress.best_shipped = list(of), check_monitor(self.monitor, reports[role])
         self._save(best=better)
         self._log(line)
-
-    def _monitored(self, reports: Mapping[str, Report]) -> tuple[str, float]:
-        """The best of the networks that may ship, and by which value."""
-        values = {
-            role: fmean(check_monitor(self.monitor, reports[each]) for each in self.objective.monitored(role))
-            for role in sorted(self.objective.candidates())
-        }
-        sign = 1 if METRICS[self.monitor] else -1
-        role = max(values, key=lambda role: sign * values[role])
-        return role, values[role]
 
     def _gradient_norms(self, batch: Batch) -> dict[str, Any]:
         """What each loss does to the tables, where there are several and one process that has them all."""
@@ -297,7 +285,6 @@ class Trainer:
                 self.log_scalars(f"loss/{name}", value, line["step"])
             for name, value in line.get("table_gradient_norms", {}).items():
                 self.log_scalars(f"table_gradient_norm/{name}", value, line["step"])
-            self.log_scalars("monitored", line["monitored"]["value"], line["step"])
             for role, report in line["valid"].items():
                 for name, value in report.items():
                     if value is not None:

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from ctrkit.losses import kl_divergence
 from ctrkit.metrics.report import Report
-from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
-from ctrkit.nn.slimmable import SlimmableMLP
 from ctrkit.objectives import co_training, hint
 from ctrkit.objectives.hint import Hint
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
-from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
 from ctrkit.training.progress import RunningLosses
 from ctrkit.training.trainer import Trainer
@@ -193,52 +190,6 @@ def test_a_smaller_loss_is_better(log: Path, tmp_path: Path) -> None:
 
     run.fit(train, evaluate)
     assert (run.progress.best, run.progress.best_role) == (0.3, "peer1")
-
-
-# --- what is monitored
-
-
-def slimmable(serve: str | None) -> Slimmable:
-    tables = networks.embedding()
-    tower = SlimmableMLP(tables.out_features, (16, 8), multiple=2)
-    taught = {"booster": Network(tables, MLP(tables.out_features, (8,)))}
-    return Slimmable(tables, tower, {"w0.5": 0.5, "w1.0": 1.0}, boosters=taught, shipped=serve)
-
-
-def widths(*rows: tuple[float, float]) -> Scripted:
-    return Scripted(*({"w0.5": narrow, "w1.0": wide, "booster": 0.9 - i / 10} for i, (narrow, wide) in enumerate(rows)))
-
-
-@pytest.mark.parametrize(
-    ("serve", "evaluation", "best", "shipped"),
-    [
-        (None, 2, 0.64, ("w1.0", 0.66)),  # the narrow width is best two evaluations later
-        ("w1.0", 0, 0.70, ("w1.0", 0.70)),
-        ("w0.5", 3, 0.63, ("w0.5", 0.63)),
-    ],
-)
-def test_all_widths_are_monitored_unless_one_is_to_ship(
-    log: Path, tmp_path: Path, serve: str | None, evaluation: int, best: float, shipped: tuple[str, float]
-) -> None:
-    train, evaluate = small_run.loader(log), widths((0.50, 0.70), (0.58, 0.68), (0.62, 0.66), (0.63, 0.62))
-    run = small_run.trainer(slimmable(serve), tmp_path / "run", train, epochs=4)
-    progress = run.fit(train, evaluate)
-    assert progress.best == pytest.approx(best)
-    assert (progress.best_role, progress.best_shipped) == shipped
-    assert small_run.equal(run.objective.state_dict(), evaluate.seen[evaluation])
-    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[evaluation])
-    of = [serve] if serve else ["w0.5", "w1.0"]
-    assert line["monitored"] == {"metric": "gauc", "of": of, "value": pytest.approx(best)}
-
-
-def test_early_stopping_watches_all_widths(log: Path, tmp_path: Path) -> None:
-    script = ((0.50, 0.70), (0.58, 0.68), (0.58, 0.66), (0.56, 0.66), (0.70, 0.70))
-    ends = {}
-    for serve in (None, "w1.0"):
-        train = small_run.loader(log)
-        run = small_run.trainer(slimmable(serve), tmp_path / str(serve), train, epochs=5, patience=2)
-        ends[serve] = run.fit(train, widths(*script)).epoch
-    assert ends == {None: 4, "w1.0": 3}
 
 
 # --- a run that is killed

@@ -141,7 +141,6 @@ def test_scalars_are_logged_with_their_step(log: Path, tmp_path: Path) -> None:
     assert {tag for tag, _, _ in scalars} == {
         *(f"{what}/{name}" for what in ("loss", "table_gradient_norm") for name in ("light", "booster", "hint")),
         *(f"valid/{role}/gauc" for role in ("light", "booster")),
-        "monitored",
     }
 
 
