@@ -217,6 +217,17 @@ def test_graphs_share_the_file_of_weights(tmp_path: Path) -> None:
     assert parity(exported.plain, exported.model, [inputs]) <= 1e-6
 
 
+def test_the_graphs_of_an_mlp_have_no_node_more(tmp_path: Path) -> None:
+    # its latency is promised (benchmarks/latency.py): what other towers need must not reach it
+    features = {name: networks.FEATURES[name] for name in ("user", "item")}
+    exported = export(networks.network(features, (8, 4)), features, tmp_path)
+    operators = [node.op_type for node in onnx.load(exported.model).graph.node]
+    user = ["Gather", "Reshape", "Gemm"]  # its rows are the first of the stacked table
+    item = ["Add", "Gather", "Reshape"] * 2  # the same twice: what int8 would read too, which ONNX Runtime leaves out
+    rest = ["Gemm", "Relu", "Gemm", "Relu", "Gemm", "Sigmoid", "Reshape", "Identity"]
+    assert operators == [*user, *item, *rest]
+
+
 @contextmanager
 def bias_moved_by(exported: Exported, value: float) -> Iterator[None]:
     """Torch's network is not the one that was exported."""
