@@ -108,7 +108,7 @@ class Slim:
     def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
         """Plain networks of some widths, calibrated if they have batch norm, by name."""
         found = {}
-        rows = self._vectors() if self.tower.norm != "none" else []
+        rows = self._vectors() if self.tower.has_batch_norm else []
         for each in widths:
             tower = self.tower.slice(each, statistics=False).eval()
             if rows:

@@ -26,14 +26,24 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / sqrt(variance + epsilon) * scale + shift, of each row over its units."""
+
+    scale_O: Float32Array
+    shift_O: Float32Array
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Layer:
-    """activation(x W + b)."""
+    """activation(norm(x W + b))."""
 
     weight_IO: Float32Array
     bias_O: Float32Array
     activation: Activation | None = None
     slope: Float32Array | None = None
     """Of PReLU and leaky ReLU below zero: [1], or one a unit."""
+    norm: LayerNorm | None = None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """A trained network as arrays, its batch norm folded into its layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from ctrkit.errors import UserError
-from ctrkit.export.arrays import Activation, Float32Array, Layer, NetworkArrays, Reader
+from ctrkit.export.arrays import Activation, Float32Array, Layer, LayerNorm, NetworkArrays, Reader
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.schema import Schema
@@ -43,11 +45,14 @@ def folded_layers(modules: nn.Sequential) -> tuple[Layer, ...]:
                 found.append(Layer(_array(module.weight.T), _array(module.bias)))
             case nn.BatchNorm1d():
                 found[-1] = _folded(found[-1], module)
+            case nn.LayerNorm():
+                norm = LayerNorm(_array(module.weight), _array(module.bias), module.eps)
+                found[-1] = replace(found[-1], norm=norm)
             case nn.Dropout() | nn.Identity():
                 pass
             case _:
                 activation, slope = _activation(module)
-                found[-1] = Layer(found[-1].weight_IO, found[-1].bias_O, activation, slope)
+                found[-1] = replace(found[-1], activation=activation, slope=slope)
     return tuple(found)
 
 

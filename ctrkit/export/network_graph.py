@@ -199,6 +199,7 @@ class NetworkGraph:
         for i, layer in enumerate(layers[1:], start=1):
             before, key, last = layers[i - 1], str(i), i == len(layers) - 1
             quantized = self._quantizations.get(key)
+            hidden = self._normed(hidden, before, i - 1)
             # what is below zero becomes zero when it is cut to uint8: that is a ReLU
             if not (quantized and before.activation == "Relu" and quantized.zero_point == 0):
                 hidden = self._activated(hidden, before, i - 1)
@@ -241,6 +242,13 @@ class NetworkGraph:
             build.weight(f"int8_bias_{key}", bias_O),
         ]
         return build.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+
+    def _normed(self, x: str, layer: Layer, index: int) -> str:
+        if layer.norm is None:
+            return x
+        scale = self.builder.weight(f"norm_scale_{index}", layer.norm.scale_O)
+        shift = self.builder.weight(f"norm_shift_{index}", layer.norm.shift_O)
+        return self.builder.node("LayerNormalization", x, scale, shift, axis=-1, epsilon=layer.norm.epsilon)
 
     def _activated(self, x: str, layer: Layer, index: int) -> str:
         match layer.activation:
