@@ -114,7 +114,8 @@ def test_a_slimmable_model() -> None:
         "w0.25": (4, 2), "w0.5": (8, 4), "w0.75": (12, 6), "w1.0": (16, 8), "booster0": (8,), "booster1": (16, 8),
     }  # fmt: skip
     assert objective.tower.norm == "universal_batch_norm"  # its tower has batch norm
-    layer_norm = build_objective(recipe(towers={"booster": {"hidden": [16, 8], "layer_norm": True}}), "slim", NUM_ROWS)
+    towers = {"light": {"hidden": [8]}, "booster": {"hidden": [16, 8], "layer_norm": True}}
+    layer_norm = build_objective(recipe(towers=towers), "slim", NUM_ROWS)
     assert isinstance(layer_norm, Slimmable)
     assert (layer_norm.tower.norm, layer_norm.calibration_rows) == ("layer_norm", 0)
     assert (objective.gradient_to_tables, objective.inference_role()) == (0.0, "w1.0")
