@@ -330,7 +330,7 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
     run = Run(recipe, options.run, quiet=options.quiet, say=say)
     slim = Slim(run, options.model)
-    front = slim.front(search=not options.uniform)
+    front = slim.front(budget, search=not options.uniform)
     result = slim.choose(budget, options.out or options.run / "slim" / "bundle", front)
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
