@@ -1,7 +1,5 @@
 """The best tower that keeps a budget: widths of a slimmable model are judged, measured, exported and measured again."""
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +21,7 @@ from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
-from ctrkit.run import Run
+from ctrkit.run import Run, sha256
 from ctrkit.towers_timed import made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
 from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
@@ -260,9 +258,7 @@ class Slim:
         name = f"{self.model}_{candidate.name}"
         metrics = {key: value for key, value in test.items() if isinstance(value, float)}
         fingerprint = [self.run.train(self.model)["weights"], list(candidate.widths)]
-        bundle = self.run.write(
-            network, place, name, metrics, hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-        )
+        bundle = self.run.write(network, place, name, metrics, sha256(fingerprint))
         if budget.timed:
             verified = measured_again(place, self.run.log.requests, budget)
         else:

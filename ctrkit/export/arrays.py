@@ -59,6 +59,8 @@ class NetworkArrays:
     """The first takes the parts that `first_layer` says; the last gives one logit."""
     rows: Mapping[str, slice]
     """Rows of the first layer's weight that each feature meets."""
+    scope: str = ""
+    """What the names of the layers' weights begin with, where several networks are over the same tables."""
 
     def side(self, side: Side) -> SideFeatures:
         """The features of one side."""

@@ -65,7 +65,7 @@ class NetworkGraph:
         quantizations: Quantizations | None = None,
         shift: float = 0.0,
     ) -> None:
-        self.builder = GraphBuilder(name, weights)
+        self.builder = GraphBuilder(name, weights, arrays.scope)
         self.observed: dict[str, str] = {}
         self._arrays = arrays
         self._quantizations = quantizations or {}
@@ -170,10 +170,10 @@ class NetworkGraph:
         """Rows of the stacked table of a width, float32."""
         build, table = self.builder, self._arrays.stacks[dim]
         if isinstance(table, RowwiseInt8):
-            rows = build.node("Gather", build.weight(f"table_{dim}", table.values_VE), ids, axis=0)
-            scale = build.node("Gather", build.weight(f"scale_{dim}", table.scale_V1), ids, axis=0)
+            rows = build.node("Gather", build.table(f"table_{dim}", table.values_VE), ids, axis=0)
+            scale = build.node("Gather", build.table(f"scale_{dim}", table.scale_V1), ids, axis=0)
             return build.node("Mul", build.node("Cast", rows, to=1), scale)
-        rows = build.node("Gather", build.weight(f"table_{dim}", table), ids, axis=0)
+        rows = build.node("Gather", build.table(f"table_{dim}", table), ids, axis=0)
         return build.node("Cast", rows, to=1) if table.dtype == np.float16 else rows
 
     def _pooled(self, feature: SequenceFeature, specs: Mapping[str, TensorSpec]) -> str:
