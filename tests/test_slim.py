@@ -21,6 +21,7 @@ from ctrkit.nn.network import Network
 from ctrkit.request import read_requests
 from ctrkit.run import Run
 from ctrkit.slim import Candidate, Slim
+from ctrkit.slim_widths import export_widths
 from ctrkit_serving.latency import Percentile
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -271,3 +272,56 @@ def test_measured_side_by_side(model: Slim) -> None:
     found = model.measured(front, Budget("p50", 1.0, 5))
     assert found.keys() == {c.name for c in front}
     assert all(0 < p.low <= p.value <= p.high for p in found.values())
+
+
+# --- several widths in one bundle
+
+
+def test_several_widths_in_one_bundle(
+    run: Path, model: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "bundle"
+    assert main(["slim", str(run), "--widths", "0.250", "24x16", "1", "--out", str(place), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(name, entry["hidden"]) for name, entry in found["widths"].items()] == [
+        ("1", [64, 32]), ("24x16", [24, 16]), ("0.25", [16, 8]),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "bundle.json").read_text()) == {k: v for k, v in found.items() if k != "text"}
+    scorer = Scorer.load(place)
+    requests = list(read_requests(model.run.log.requests))[:5]
+    evaluation = model.run.evaluation["networks"]
+    for name, entry in found["widths"].items():
+        alone = tmp_path / name
+        (network,) = model.networks([tuple(entry["hidden"])]).values()
+        model.run.write(network, alone, name, {}, "f")
+        expected = Scorer.load(alone)
+        for request in requests:
+            np.testing.assert_array_equal(scorer.score_request(request, width=name), expected.score_request(request))
+        if name != "24x16":
+            of_run = evaluation[{"1": "slim_w1.0", "0.25": "slim_w0.25"}[name]]
+            assert entry["metrics"]["gauc"] == pytest.approx(of_run["gauc"])
+    assert len({scorer.score_request(requests[0], width=name)[0].item() for name in scorer.widths}) == 3
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        (["0.5", "0.50"], "each once"),
+        (["0.25", "16x8"], "each once"),
+        (["2"], "a width is a fraction"),
+        (["half"], "give fractions such as 0.5, or channels such as 104x40"),
+        (["64x33"], "do not fit hidden layers"),
+        (["16x"], "give fractions"),
+    ],
+)
+def test_widths_that_cannot_be_exported(model: Slim, tmp_path: Path, widths: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_widths(model, widths, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_budget_or_widths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--budget", "p50 <= 1 ms", "--widths", "1"]):
+        with pytest.raises(SystemExit):
+            main(["slim", str(run), *arguments])
+        assert "--budget" in capsys.readouterr().err
