@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import arguments, emit, table
-from benchmarks.slimmable_costs import MeasuredCost, budgets, step_cost
+from benchmarks.slimmable_costs import budgets, step_cost
 from benchmarks.slimmable_models import BETWEEN, WIDTHS, Plan, networks
 from ctrkit.atomic import atomic_file, read_json, write_json
 from ctrkit.config import load_recipe
@@ -134,7 +134,7 @@ class Benchmark:
         if done is None or done["key"] != key:
             say("autoslim: measuring towers, then searching")
             slim = Slim(run, "slim")
-            cost = MeasuredCost(slim, self.options.ads, 200 if self.options.quick else 1000)
+            cost = slim.measured_cost(self.options.ads, 200 if self.options.quick else 1000)
             path = slim.path(cost)
             found = {}
             for role in _BUDGETS:

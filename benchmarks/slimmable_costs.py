@@ -1,8 +1,7 @@
-"""What towers cost: time of a request fitted to their widths, time of a training step, budgets that have to hold."""
+"""What towers cost: time of a training step, budgets that have to hold."""
 
 import time
-from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,54 +18,10 @@ from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.run import Run
 from ctrkit.slim import Slim
-from ctrkit.towers_timed import measured_again, side_by_side
+from ctrkit.towers_timed import measured_again
 
 _STEPS = 60
 """Steps of each model that are timed, turn and turn about."""
-
-
-class MeasuredCost:
-    """Milliseconds of a request as a function of the widths: least squares over towers drawn at random, measured.
-
-    p50 = a + sum b_l c_l + sum d_l c_l c_(l+1): what a layer writes, and what it multiplies; none of it saves time.
-    """
-
-    def __init__(self, slim: Slim, ads: int, repeats: int, towers: int = 20) -> None:
-        rng = np.random.default_rng(0)
-        low, high = (slim.tower.channels(fraction) for fraction in slim.objective.range)
-        multiple = slim.tower.multiple
-        drawn = {low, high}
-        while len(drawn) < min(towers, 4 * len(low) * max(high) // multiple):
-            drawn.add(tuple(int(rng.integers(a // multiple, b // multiple + 1)) * multiple or b
-                            for a, b in zip(low, high, strict=True)))  # fmt: skip
-        widths = sorted(drawn)
-        measured = side_by_side(slim.run, slim.networks(widths), ads, repeats)
-        p50 = np.array([found.total.p50.value for found in measured.values() if found.total.p50 is not None])
-        features = np.stack([self._features(each) for each in widths])
-        self._weights = _not_negative(features, p50)
-        self.r2 = float(1 - np.var(p50 - features @ self._weights) / np.var(p50))
-        self.count = len(widths)
-
-    def _features(self, widths: Sequence[int]) -> np.ndarray[Any, Any]:
-        products = [a * b for a, b in pairwise(widths)]
-        return np.array([1.0, *widths, *products])
-
-    def __call__(self, widths: tuple[int, ...]) -> float:
-        """Milliseconds."""
-        return float(self._features(widths) @ self._weights)
-
-
-def _not_negative(features: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Least squares without the features whose weight would be negative, the most negative one left out first."""
-    kept = list(range(features.shape[1]))
-    while True:
-        found, *_ = np.linalg.lstsq(features[:, kept], values, rcond=None)
-        worst = int(np.argmin(found))
-        if found[worst] >= 0 or len(kept) == 1:
-            weights = np.zeros(features.shape[1])
-            weights[kept] = found
-            return weights
-        del kept[worst]
 
 
 def budgets(slim: Slim, count: int, ads: int, place: Path) -> list[dict[str, Any]]:
@@ -74,7 +29,7 @@ def budgets(slim: Slim, count: int, ads: int, place: Path) -> list[dict[str, Any
 
     A budget that is kept by multiplications is no matter of the clock, so latencies alone are drawn.
     """
-    rng, front = np.random.default_rng(0), slim.front()
+    rng, front = np.random.default_rng(0), slim.front(Budget("p50", 1.0, ads))
     found: list[dict[str, Any]] = []
     (smallest,), (largest,) = (slim.measured([c], Budget("p50", 1.0, ads)).values() for c in (front[-1], front[0]))
     for index in range(count):

@@ -4,6 +4,7 @@
     model.onnx       the whole network (`ctrkit.graph` says what it takes); it needs no other graph
     model.onnx.data  weights, shared by all graphs
     table.onnx       with an item table: the network for ads that are in it, which are named by their row
+    *.wNAME.onnx     the same of a narrower tower over the same tables, in a bundle of several widths (format 3)
     *.int8.onnx      the same in int8, where that passed its gate
     items/           the item table (`ctrkit.item_table`)
     encoding/        `ctrkit.encoding.Encoding` without the counts that only training has a use for
@@ -13,6 +14,7 @@ A bundle is written beside its place and renamed into it, so it is whole or abse
 no bundle.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -35,6 +37,7 @@ from ctrkit.item_table import PART_FILE, ItemTable
 from ctrkit.manifest import (
     ENCODING,
     FORMAT,
+    FORMAT_OF_WIDTHS,
     GOLDEN,
     GRAPHS,
     ITEMS,
@@ -46,6 +49,7 @@ from ctrkit.manifest import (
     ItemTableEntry,
     Manifest,
     TablePrecision,
+    WidthEntry,
     read_manifest,
 )
 from ctrkit.manifest import MANIFEST as MANIFEST
@@ -72,6 +76,24 @@ class Bundle:
     def has_int8(self) -> bool:
         """Whether int8 passed its gate."""
         return MODEL_INT8 in self.manifest.files
+
+    def width(self, name: object) -> str:
+        """The name of a width as the manifest has it: 0.50 and "0.5" are "0.5".
+
+        Raises:
+            UserError: the bundle has no such width; names those that it has.
+        """
+        text = str(name)
+        if text not in self.manifest.widths:
+            with contextlib.suppress(ValueError):
+                text = f"{float(text):g}"
+        if text not in self.manifest.widths:
+            known = ", ".join(self.manifest.widths)
+            raise UserError(
+                f"no width '{text[:100]}'; "
+                + (f"the bundle has {known}" if known else "the bundle has one, so a request names none")
+            )
+        return text
 
     def item_table(self) -> ItemTable | None:
         """The item table, mapped into memory; None if the bundle has none.
@@ -113,6 +135,8 @@ class Bundle:
             golden = Golden.from_json(json.loads((directory / GOLDEN).read_bytes()))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{directory / GOLDEN}: {error}; export the bundle again") from error
+        if [*golden.widths] != [*manifest.widths][1:]:
+            raise UserError(f"{directory / GOLDEN}: not the widths of the manifest; export the bundle again")
         return cls(directory, manifest, encoding, golden)
 
 
@@ -131,6 +155,7 @@ def write_bundle(
     approximations: Mapping[str, Approximation] | None = None,
     metrics: Mapping[str, float] | None = None,
     recipe: Mapping[str, JsonValue] | None = None,
+    widths: Mapping[str, WidthEntry] | None = None,
 ) -> Bundle:
     """Write a bundle and verify it as a reader would; an old bundle of the same place is replaced.
 
@@ -149,6 +174,7 @@ def write_bundle(
         approximations: what was measured of each that was tried.
         metrics: on held-out data.
         recipe: what it was trained with.
+        widths: of several towers over the same tables, the widest first: that is model.onnx.
 
     Raises:
         UserError: `model` holds no graph or files that a bundle has no room for, the place is taken by something that
@@ -159,11 +185,11 @@ def write_bundle(
     if place.exists() and not (place / MANIFEST).is_file() and not _is_empty_directory(place):
         raise UserError(f"{directory}: exists and is no bundle; give another place or remove it")
     with atomic_directory(place) as partial:
-        _copy_model(model, partial)
+        _copy_model(model, partial, widths or {})
         encoding.save(partial / ENCODING, counts=False)
         (partial / GOLDEN).write_text(_dump(golden.to_json(), "a golden request"))
         manifest = Manifest(
-            format=FORMAT,
+            format=FORMAT_OF_WIDTHS if widths else FORMAT,
             name=name,
             created=datetime.datetime.now(datetime.UTC),
             files={path: _entry(partial / path) for path in sorted(_files_below(partial))},
@@ -178,8 +204,9 @@ def write_bundle(
             multiplications=multiplications,
             parity_max_abs_diff=float(parity_max_abs_diff),
             recipe=dict(recipe or {}),
+            widths=dict(widths or {}),
         )
-        (partial / MANIFEST).write_text(_dump(manifest.model_dump(mode="json"), "the manifest"))
+        (partial / MANIFEST).write_text(_dump(manifest.dump(), "the manifest"))
         Bundle.load(partial)
         for path in (*partial.rglob("*"), partial):
             sync(path)
@@ -187,10 +214,11 @@ def write_bundle(
     return Bundle.load(directory)
 
 
-def _copy_model(model: Path, target: Path) -> None:
+def _copy_model(model: Path, target: Path, widths: Mapping[str, WidthEntry]) -> None:
     if not (model / MODEL).is_file():
         raise UserError(f"{model / MODEL}: no such file; export the network there first")
-    strange = sorted(path.name for path in model.iterdir() if path.name not in (*GRAPHS, ITEMS))
+    known = {*GRAPHS, ITEMS, *_graphs_of(widths)}
+    strange = sorted(path.name for path in model.iterdir() if path.name not in known)
     if strange:
         raise UserError(f"{model / strange[0]}: a bundle takes its graphs and {WEIGHTS} only; keep it elsewhere")
     for path in model.iterdir():
@@ -198,6 +226,10 @@ def _copy_model(model: Path, target: Path) -> None:
             shutil.copytree(path, target / path.name)
         else:
             shutil.copyfile(path, target / path.name)
+
+
+def _graphs_of(widths: Mapping[str, WidthEntry]) -> set[str]:
+    return {graph for entry in widths.values() for graph in (entry.model, entry.table) if graph is not None}
 
 
 def _dump(content: Any, what: str) -> str:
@@ -235,7 +267,7 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
             raise UserError(f"{directory / path}: a bundle holds plain files only; copy the bundle without links")
         if path not in files:
             raise UserError(f"{directory / path}: not in the manifest; remove it or export the bundle again")
-    required = {MODEL, GOLDEN, f"{ENCODING}/encoding.json"}
+    required = {MODEL, GOLDEN, f"{ENCODING}/encoding.json", *_graphs_of(manifest.widths)}
     if manifest.item_table is not None:
         required |= {TABLE, f"{ITEMS}/{PART_FILE}", *({TABLE_INT8} if MODEL_INT8 in files else ())}
     missing = sorted((files.keys() | required) - found)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,9 +169,10 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_slim_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="directory of a run whose recipe has a slimmable model")
-    parser.add_argument(
-        "--budget", required=True, help='"p99 <= 0.5 ms @ 400 ads, 1 thread", or p50, or multiplications'
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--budget", help='"p99 <= 0.5 ms @ 400 ads, 1 thread", or p50, or multiplications')
+    widths = "export these side by side instead, of which each request asks for one: 0.25 0.5 1, or channels, 104x40"
+    what.add_argument("--widths", nargs="+", metavar="W", help=widths)
     parser.add_argument("--model", help="the slimmable model (default: the last one)")
     parser.add_argument("--uniform", action="store_true", help="only widths that are one fraction of all layers")
     parser.add_argument("--out", type=Path, help="where the bundle goes (default: RUN/slim/bundle)")
@@ -317,7 +319,7 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 def _slim(options: argparse.Namespace) -> dict[str, Any]:
     from ctrkit.budget import Budget
 
-    budget = Budget.parse(options.budget)
+    budget = None if options.budget is None else Budget.parse(options.budget)
     recipe = read_recipe(options.run / "recipe.json")
     from ctrkit.run import Run
     from ctrkit.slim import Slim
@@ -328,7 +330,16 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
     run = Run(recipe, options.run, quiet=options.quiet, say=say)
     slim = Slim(run, options.model)
-    front = slim.front(search=not options.uniform)
+    if budget is None:
+        from ctrkit.slim_widths import export_widths
+
+        result = export_widths(slim, options.widths, options.out or options.run / "slim" / "widths")
+        lines = [
+            f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
+            for name, entry in result["widths"].items()
+        ]
+        return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
+    front = slim.front(budget, search=not options.uniform)
     result = slim.choose(budget, options.out or options.run / "slim" / "bundle", front)
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"

@@ -64,6 +64,8 @@ class TowerConfig(Strict):
     activation: Literal["relu", "leaky_relu", "prelu", "gelu", "silu", "tanh"] = "relu"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_norm: bool = False
+    layer_norm: bool = False
+    """Of kind mlp; one norm or the other."""
     cross_layers: Annotated[int, Field(ge=1, le=100)] | None = None
     """Of dcn_v2; 3 if not given."""
     attention_hidden: Annotated[list[Width], Field(min_length=1, max_length=10)] | None = None
@@ -79,6 +81,9 @@ class TowerConfig(Strict):
         for key, kind in (("cross_layers", "dcn_v2"), ("attention_hidden", "target_attention")):
             if getattr(self, key) is not None and self.kind != kind:
                 raise ValueError(f'{key} is a key of kind = "{kind}"; this tower is of kind "{self.kind}"')
+        if self.layer_norm and (self.batch_norm or self.kind != "mlp"):
+            other = "batch_norm too" if self.batch_norm else f'kind = "{self.kind}"'
+            raise ValueError(f'layer_norm is for kind = "mlp" without batch_norm; this tower has {other}')
         return self
 
 
@@ -211,11 +216,11 @@ class Recipe(Strict):
         fits = len(ours.hidden) == len(theirs.hidden) and all(
             a <= b for a, b in zip(ours.hidden, theirs.hidden, strict=True)
         )
-        alike = ours.activation == theirs.activation and ours.batch_norm == theirs.batch_norm and ours.kind == "mlp"
+        alike = ours.activation == theirs.activation and _norms(ours) == _norms(theirs) and ours.kind == "mlp"
         if not fits or not alike:
             raise ValueError(
                 f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, no wider "
-                f"than '{source.tower}', {theirs.hidden}, and have its activation and batch_norm"
+                f"than '{source.tower}', {theirs.hidden}, and have its activation, batch_norm and layer_norm"
             )
 
     def _check_mean(self, name: str, model: Model) -> None:
@@ -280,6 +285,10 @@ class Recipe(Strict):
     def export_model(self) -> str:
         """Name of the model that goes online, or `BEST`."""
         return self.export.model or list(self.models)[-1]
+
+
+def _norms(tower: TowerConfig) -> tuple[bool, bool]:
+    return tower.batch_norm, tower.layer_norm
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

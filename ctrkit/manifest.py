@@ -10,12 +10,14 @@ from ctrkit.errors import UserError
 from ctrkit.graph import Graph
 from ctrkit.raw_values import RawType
 
-FORMAT = 2
-"""Version of the layout of a bundle; a reader refuses any other."""
+FORMAT, FORMAT_OF_WIDTHS = 2, 3
+"""Versions of the layout of a bundle, of one width and of several; a reader refuses any other."""
 MANIFEST, ENCODING, GOLDEN, ITEMS = "manifest.json", "encoding", "golden.json", "items"
 MODEL, WEIGHTS, TABLE = "model.onnx", "model.onnx.data", "table.onnx"
 MODEL_INT8, TABLE_INT8 = "model.int8.onnx", "table.int8.onnx"
 GRAPHS = (MODEL, WEIGHTS, TABLE, MODEL_INT8, TABLE_INT8)
+MAX_WIDTHS = 16
+"""Of a bundle."""
 ADS = "ads"
 """Input of table.onnx beside the user's and the context's: rows of the item table, int64 [N]."""
 TablePrecision = Literal["float32", "float16", "int8"]
@@ -58,6 +60,20 @@ class Approximation(_Model):
     """Why not."""
 
 
+class WidthEntry(_Model):
+    """A tower over the tables of a bundle that has several."""
+
+    hidden: tuple[int, ...]
+    """Widths of its hidden layers."""
+    model: str
+    """Its graph."""
+    table: str | None
+    """Its graph for ads of the item table."""
+    multiplications: int
+    metrics: dict[str, float]
+    parity_max_abs_diff: float
+
+
 class Manifest(_Model):
     """What a bundle is."""
 
@@ -83,6 +99,12 @@ class Manifest(_Model):
     parity_max_abs_diff: float
     """Largest difference of probability between torch and every exact graph in ONNX Runtime on held-out rows."""
     recipe: dict[str, JsonValue]
+    widths: dict[str, WidthEntry] = Field(default_factory=dict, max_length=MAX_WIDTHS)
+    """By name, the widest first, which is the one that all other fields tell of; empty in a bundle of one width."""
+
+    def dump(self) -> dict[str, JsonValue]:
+        """As JSON has it; of one width as it was before there were several."""
+        return self.model_dump(mode="json", exclude=None if self.widths else {"widths"})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -91,8 +113,9 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         content = path.read_bytes()
         version = json.loads(content)["format"]
-        if version != FORMAT:
-            raise UserError(f"{path}: bundle format {version}, this ctrkit reads {FORMAT}; export it again")
+        if version not in (FORMAT, FORMAT_OF_WIDTHS):
+            known = f"{FORMAT} and {FORMAT_OF_WIDTHS}"
+            raise UserError(f"{path}: bundle format {version}, this ctrkit reads {known}; export it again")
         return Manifest.model_validate_json(content)
     except OSError as error:
         raise UserError(f"{directory}: no bundle, it has no readable {MANIFEST} ({error.strerror})") from error

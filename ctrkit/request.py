@@ -100,6 +100,8 @@ class Golden:
     `item_table_int8`."""
     approximate_tolerance: float = 1e-3
     """Likewise: on another machine a number may be rounded to the next of 256."""
+    widths: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    """Scores of the narrower towers of a bundle that has several, by the width's name."""
 
     def to_json(self) -> dict[str, Any]:
         """As `golden.json` holds it."""
@@ -109,6 +111,7 @@ class Golden:
             "requests": [request.to_json() for request in self.requests],
             "scores": self.scores,
             "approximate": dict(self.approximate),
+            **({"widths": dict(self.widths)} if self.widths else {}),
         }
 
     @classmethod
@@ -125,6 +128,7 @@ class Golden:
                 float(content["tolerance"]),
                 {name: _scores(scores) for name, scores in content["approximate"].items()},
                 float(content["approximate_tolerance"]),
+                {name: _scores(scores) for name, scores in content.get("widths", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"golden requests of another form ({error})") from error
@@ -135,7 +139,7 @@ class Golden:
         """Raise UserError unless there is an ad, a finite score for each, and a tolerance."""
         if not any(request.num_ads for request in self.requests):
             raise UserError("golden requests hold no ad; a bundle needs at least one with its score")
-        for scores in (self.scores, *self.approximate.values()):
+        for scores in (self.scores, *self.approximate.values(), *self.widths.values()):
             if [request.num_ads for request in self.requests] != [len(of_ads) for of_ads in scores]:
                 raise UserError("golden requests and scores differ in number; each ad has one score")
             if not all(np.isfinite(of_ads).all() for of_ads in scores):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
+from ctrkit.export.widths import Width
 from ctrkit.metrics.report import METRICS
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
@@ -198,7 +199,7 @@ class Run:
         start = self._start(model)
         if start is not None:
             content["warm_start"] = start
-        return _sha256(content)
+        return sha256(content)
 
     def _start(self, model: str) -> list[str] | None:
         """What identifies the weights of another run that a model starts from; None if it starts from its seed."""
@@ -240,7 +241,7 @@ class Run:
         self.check_starts(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
-        fingerprint = _sha256({model: self._weights(model) for model in self.recipe.models})
+        fingerprint = sha256({model: self._weights(model) for model in self.recipe.models})
         done = read_json(place)
         if done is not None and done.get("fingerprint") == fingerprint:
             self.say(f"evaluate: {place} is up to date")
@@ -315,7 +316,7 @@ class Run:
     def _export(self, model: str, role: str | None, place: Path) -> Bundle:
         evaluation = self.evaluation
         config = self.recipe.export.model_dump(mode="json", exclude={"model"})
-        fingerprint = _sha256([model, self._weights(model), role, config, _file_state(self.recipe.export.items)])
+        fingerprint = sha256([model, self._weights(model), role, config, _file_state(self.recipe.export.items)])
         if (place / MANIFEST).exists():
             found = self._load(place)
             if found is not None and found.manifest.recipe.get("fingerprint") == fingerprint:
@@ -338,6 +339,7 @@ class Run:
         fingerprint: str,
         *,
         rewritten: bool = True,
+        widths: Mapping[str, Width] | None = None,
     ) -> Bundle:
         """Export a network; `rewritten`: with the item table and the approximations of [export]."""
         bundle = export_bundle(
@@ -349,6 +351,7 @@ class Run:
             requests=list(islice(read_requests(self.log.requests), 64)),
             metrics=metrics,
             recipe={"fingerprint": fingerprint, **serving_dict(self.recipe)},
+            widths=widths,
             **(self._rewrites() if rewritten else {}),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
@@ -389,5 +392,6 @@ def _file_state(path: str | None) -> list[int] | None:
     return [state.st_size, state.st_mtime_ns]
 
 
-def _sha256(content: Any) -> str:
+def sha256(content: Any) -> str:
+    """Fingerprint of what JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

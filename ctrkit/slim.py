@@ -1,7 +1,5 @@
 """The best tower that keeps a budget: widths of a slimmable model are judged, measured, exported and measured again."""
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +15,13 @@ from ctrkit.config_models import SlimmableConfig
 from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.metrics.report import METRICS
 from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
-from ctrkit.run import Run
+from ctrkit.run import Run, sha256
 from ctrkit.towers_timed import made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
 from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
@@ -35,6 +34,8 @@ _UNIFORM = 16
 """Fractions of the full width that are looked at."""
 _MEASURED = 8
 """Towers that are measured side by side."""
+_FITTED_REPEATS = 300
+"""Requests that are timed of each tower that AutoSlim's cost is fitted to."""
 _MARGIN = 0.95
 """Share of the budget that a tower may take when it is chosen: the budget has to hold on another day too."""
 
@@ -101,14 +102,29 @@ class Slim:
         losses = WidthLosses(self.tower, self._embedding, rows, self._calibration())
         return autoslim(high, losses, cost, group=self.tower.multiple, smallest=low)
 
-    def searched(self) -> list[Channels]:
-        """Every tower on AutoSlim's way by multiplications."""
-        return [step.widths for step in self.path(self.tower.multiplications_at)]
+    def searched(self, cost: Callable[[Channels], float]) -> list[Channels]:
+        """Every tower on AutoSlim's way by a cost."""
+        return [step.widths for step in self.path(cost)]
+
+    def measured_cost(self, ads: int, repeats: int = _FITTED_REPEATS) -> MeasuredCost:
+        """Milliseconds of a request with so many ads, as a function of the widths, from towers that are timed now."""
+        low, high = (self.tower.channels(fraction) for fraction in self.objective.range)
+        widths = drawn_widths(low, high, self.tower.multiple)
+        p50 = []
+        for name, latency in side_by_side(self.run, self.networks(widths), ads, repeats).items():
+            assert latency.total.p50 is not None, name
+            p50.append(latency.total.p50.value)
+        cost = MeasuredCost(widths, p50)
+        self.run.say(
+            f"  p50 @ {ads} ads of {cost.count} towers, {min(p50):.3f} to {max(p50):.3f} ms, fitted to their widths: "
+            f"R2 {cost.r2:.3f}"
+        )
+        return cost
 
     def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
         """Plain networks of some widths, calibrated if they have batch norm, by name."""
         found = {}
-        rows = self._vectors() if self.tower.norm != "none" else []
+        rows = self._vectors() if self.tower.has_batch_norm else []
         for each in widths:
             tower = self.tower.slice(each, statistics=False).eval()
             if rows:
@@ -130,8 +146,14 @@ class Slim:
         batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
         return [self._embedding.vectors(batch).x_BX for batch in batches]
 
-    def judged(self, widths: Sequence[Channels]) -> list[Candidate]:
-        """What each is worth on the validation part, costliest first; without those that a cheaper one beats."""
+    def judged(self, widths: Sequence[Channels], cost: Callable[[Channels], float] | None = None) -> list[Candidate]:
+        """What each is worth on the validation part, costliest first; without those that a cheaper one beats.
+
+        Args:
+            widths: which.
+            cost: of a tower; multiplications if not given.
+        """
+        cost = cost or self.tower.multiplications_at
         held_out = HeldOut(self.run.log, "valid")
         reports = self.reports(widths, "valid", held_out)
         found = [
@@ -140,7 +162,7 @@ class Slim:
         ]
         sign = 1 if METRICS[self.metric] else -1
         front: list[Candidate] = []
-        for each in sorted(found, key=lambda c: (c.multiplications, -sign * c.value)):
+        for each in sorted(found, key=lambda c: (cost(c.widths), -sign * c.value)):
             if not front or sign * each.value > sign * front[-1].value:
                 front.append(each)
         return front[::-1]
@@ -152,15 +174,21 @@ class Slim:
 
     # --- the budget
 
-    def front(self, *, search: bool = True) -> list[Candidate]:
+    def front(self, budget: Budget, *, search: bool = True) -> list[Candidate]:
         """Towers that no cheaper one beats on the validation part, costliest first.
 
+        What is cheap is what the budget says: multiplications, or milliseconds as `measured_cost` fits them.
+
         Args:
-            search: look at AutoSlim's towers beside the uniform ones.
+            budget: its kind and its ads; its limit does not matter.
+            search: look at AutoSlim's towers beside the uniform ones, whose multiplications order them well enough.
         """
         self.run.say(f"slim: judging the widths of {self.model} on the validation part")
-        widths = [*self.uniform(), *(self.searched() if search else [])]
-        front = self.judged(widths)
+        cost: Callable[[Channels], float] = self.tower.multiplications_at
+        if search and budget.timed:
+            cost = self.measured_cost(budget.ads)
+        widths = [*self.uniform(), *(self.searched(cost) if search else [])]
+        front = self.judged(widths, cost)
         self.run.say(f"  {len(set(widths))} towers, {len(front)} that no cheaper one beats in {self.metric}")
         return front
 
@@ -230,9 +258,7 @@ class Slim:
         name = f"{self.model}_{candidate.name}"
         metrics = {key: value for key, value in test.items() if isinstance(value, float)}
         fingerprint = [self.run.train(self.model)["weights"], list(candidate.widths)]
-        bundle = self.run.write(
-            network, place, name, metrics, hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()
-        )
+        bundle = self.run.write(network, place, name, metrics, sha256(fingerprint))
         if budget.timed:
             verified = measured_again(place, self.run.log.requests, budget)
         else:

@@ -114,6 +114,10 @@ def test_a_slimmable_model() -> None:
         "w0.25": (4, 2), "w0.5": (8, 4), "w0.75": (12, 6), "w1.0": (16, 8), "booster0": (8,), "booster1": (16, 8),
     }  # fmt: skip
     assert objective.tower.norm == "universal_batch_norm"  # its tower has batch norm
+    towers = {"light": {"hidden": [8]}, "booster": {"hidden": [16, 8], "layer_norm": True}}
+    layer_norm = build_objective(recipe(towers=towers), "slim", NUM_ROWS)
+    assert isinstance(layer_norm, Slimmable)
+    assert (layer_norm.tower.norm, layer_norm.calibration_rows) == ("layer_norm", 0)
     assert (objective.gradient_to_tables, objective.inference_role()) == (0.0, "w1.0")
     settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "calibration_rows": 7, "label_weight": 0.5}
     plain = build_objective(recipe(models={"slim": {"objective": "slimmable", **settings}}), "slim", NUM_ROWS)
@@ -156,6 +160,7 @@ def test_slimmable_models_that_do_not_fit(model: dict[str, Any], message: str) -
         ([8], {}, "no wider than 'wide'"),
         ([17, 4], {}, "no wider than 'wide'"),
         ([8, 4], {"activation": "tanh"}, "have its activation"),
+        ([8, 4], {"layer_norm": True}, "have its activation, batch_norm and layer_norm"),
     ],
 )
 def test_slices(hidden: list[int], more: dict[str, Any], message: str | None) -> None:

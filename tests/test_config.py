@@ -294,6 +294,7 @@ PROBLEMS = [
     ("models.light.objective=3", "models.light.objective: '3' is none of 'pointwise', 'rocket_launching'"),
     # what does not fit together
     ("models.light.tower=ligth", "model 'light' names tower 'ligth', which is not in [towers]: ['booster', 'light']"),
+    ("towers.booster.layer_norm=true", 'layer_norm is for kind = "mlp" without batch_norm; this tower has batch_norm'),
     ("models.rocket.booster=big", "model 'rocket' names tower 'big', which is not in [towers]"),
     ("export.model=rockt", "export.model 'rockt' is not in [models]: ['light', 'rocket']"),
     ("embedding.dims.recent=4", "embedding.dims names 'recent', which is no table: ['item', 'user_id']"),

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from ctrkit.cli import main
 from ctrkit.config import as_dict, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.nn.network import Network
 from ctrkit.request import read_requests
 from ctrkit.run import Run
 from ctrkit.slim import Candidate, Slim
+from ctrkit.slim_widths import export_widths
 from ctrkit_serving.latency import Percentile
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -31,6 +34,9 @@ hidden = [64, 32]
 objective = "slimmable"
 tower = "wide"
 """
+
+
+MULTIPLICATIONS = Budget("multiplications", 1e9)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_a_run_without_a_slimmable_model(finished_run: Path, run: Path) -> None:
 
 
 def test_towers_that_are_looked_at(model: Slim) -> None:
-    uniform, searched = model.uniform(), model.searched()
+    uniform, searched = model.uniform(), model.searched(model.tower.multiplications_at)
     assert uniform[0] == searched[0] == (64, 32)
     assert uniform[-1] == searched[-1] == (16, 8)
     costs = [model.tower.multiplications_at(widths) for widths in searched]
@@ -113,7 +119,7 @@ def test_towers_that_are_looked_at(model: Slim) -> None:
 def test_the_widest_within_multiplications(
     run: Path, model: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    front = model.front()
+    front = model.front(MULTIPLICATIONS)
     limit = front[min(1, len(front) - 1)].multiplications
     arguments = ["slim", str(run), "--budget", f"multiplications <= {limit}", "--out", str(tmp_path / "bundle")]
     assert main([*arguments, "--quiet", "--json"]) == 0
@@ -171,6 +177,50 @@ class Clock:
 FRONT = [Candidate((64 - 2 * i, 32 - i), 4000 - 100 * i, 0.7 - 0.001 * i) for i in range(24)]
 
 
+def test_a_budget_in_time_is_searched_by_time(model: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock by which the second layer alone costs anything, it goes first, and orders the towers."""
+    said: list[str] = []
+    timed: list[int] = []
+
+    def side_by_side(_: Run, networks: Mapping[str, Network], ads: int, repeats: int) -> dict[str, Any]:
+        timed.append(len(networks))
+        found = {}
+        for name, network in networks.items():
+            p50 = Percentile(0.1 + 0.01 * network.tower.hidden_widths[1], 0.0, 1.0)
+            found[name] = SimpleNamespace(total=SimpleNamespace(p50=p50))
+        return found
+
+    monkeypatch.setattr(slim, "side_by_side", side_by_side)
+    monkeypatch.setattr(model.run, "say", said.append)
+    cost = model.measured_cost(400)
+    assert cost((64, 24)) == pytest.approx(0.34)
+    searched = model.searched(cost)
+    assert [second for _, second in searched[:4]] == [32, 24, 16, 8]  # the first layer's channels save nothing
+    assert searched[-1] == (16, 8)
+    judged: list[tuple[Any, Any]] = []
+
+    def noted(widths: Any, cost: Any) -> list[Candidate]:
+        judged.append((widths, cost))
+        return []
+
+    monkeypatch.setattr(model, "judged", noted)
+    model.front(Budget("p50", 0.3))
+    widths, of_front = judged[0]
+    assert set(searched) <= set(widths)
+    assert of_front((64, 8)) == pytest.approx(0.18)
+    assert any("R2 1.000" in line for line in said)
+    model.front(MULTIPLICATIONS)
+    assert judged[1][1]((64, 32)) == model.tower.multiplications
+    assert timed == [20, 20]
+
+
+def test_the_front_is_by_the_cost_given(model: Slim) -> None:
+    widths = [(64, 8), (16, 32), (64, 32), (16, 8)]
+    front = model.judged(widths, lambda each: each[1])
+    assert [c.widths[1] for c in front] == sorted({c.widths[1] for c in front}, reverse=True)
+    assert [c.value for c in front] == sorted({c.value for c in front}, reverse=True)
+
+
 def test_the_best_that_keeps_the_budget_with_a_margin(model: Slim, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     limit = 2.9
@@ -203,7 +253,7 @@ def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
     Clock(monkeypatch, slower=100.0)
     (tmp_path / "bundle").mkdir()
     with pytest.raises(UserError, match=r"keeps p99 <= 2 ms @ 400 ads, 1 thread: the nearest that holds is p99 <= "):
-        model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(search=False))
+        model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(MULTIPLICATIONS))
     assert (tmp_path / "bundle").exists()
     assert not list((tmp_path / "bundle").iterdir())
 
@@ -222,3 +272,56 @@ def test_measured_side_by_side(model: Slim) -> None:
     found = model.measured(front, Budget("p50", 1.0, 5))
     assert found.keys() == {c.name for c in front}
     assert all(0 < p.low <= p.value <= p.high for p in found.values())
+
+
+# --- several widths in one bundle
+
+
+def test_several_widths_in_one_bundle(
+    run: Path, model: Slim, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "bundle"
+    assert main(["slim", str(run), "--widths", "0.250", "24x16", "1", "--out", str(place), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(name, entry["hidden"]) for name, entry in found["widths"].items()] == [
+        ("1", [64, 32]), ("24x16", [24, 16]), ("0.25", [16, 8]),
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "bundle.json").read_text()) == {k: v for k, v in found.items() if k != "text"}
+    scorer = Scorer.load(place)
+    requests = list(read_requests(model.run.log.requests))[:5]
+    evaluation = model.run.evaluation["networks"]
+    for name, entry in found["widths"].items():
+        alone = tmp_path / name
+        (network,) = model.networks([tuple(entry["hidden"])]).values()
+        model.run.write(network, alone, name, {}, "f")
+        expected = Scorer.load(alone)
+        for request in requests:
+            np.testing.assert_array_equal(scorer.score_request(request, width=name), expected.score_request(request))
+        if name != "24x16":
+            of_run = evaluation[{"1": "slim_w1.0", "0.25": "slim_w0.25"}[name]]
+            assert entry["metrics"]["gauc"] == pytest.approx(of_run["gauc"])
+    assert len({scorer.score_request(requests[0], width=name)[0].item() for name in scorer.widths}) == 3
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        (["0.5", "0.50"], "each once"),
+        (["0.25", "16x8"], "each once"),
+        (["2"], "a width is a fraction"),
+        (["half"], "give fractions such as 0.5, or channels such as 104x40"),
+        (["64x33"], "do not fit hidden layers"),
+        (["16x"], "give fractions"),
+    ],
+)
+def test_widths_that_cannot_be_exported(model: Slim, tmp_path: Path, widths: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_widths(model, widths, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_budget_or_widths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--budget", "p50 <= 1 ms", "--widths", "1"]):
+        with pytest.raises(SystemExit):
+            main(["slim", str(run), *arguments])
+        assert "--budget" in capsys.readouterr().err

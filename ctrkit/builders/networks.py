@@ -67,7 +67,7 @@ class Networks:
             config.hidden,
             activation=config.activation,
             dropout=config.dropout,
-            norm=norm if config.batch_norm else "none",
+            norm=norm if config.batch_norm else "layer_norm" if config.layer_norm else "none",
             widths=widths,
             multiple=multiple,
             rescale=rescale,
@@ -136,7 +136,7 @@ def build_tower(config: TowerConfig, in_features: int, attended: Sequence[Attend
     }
     match config.kind:
         case "mlp":
-            return MLP(in_features, config.hidden, **of_mlp)
+            return MLP(in_features, config.hidden, layer_norm=config.layer_norm, **of_mlp)
         case "dcn_v2":
             return DCNv2(in_features, config.hidden, cross_layers=config.cross_layers or 3, **of_mlp)
         case "target_attention":

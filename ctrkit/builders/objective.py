@@ -51,7 +51,8 @@ def build_objective(
     Raises:
         UserError: layers that are to be shared, or hinted at, do not fit each other.
     """
-    torch.manual_seed(recipe.train_config(model).seed)
+    seed = recipe.train_config(model).seed
+    torch.manual_seed(seed)
     networks = Networks(recipe, num_rows, sharded=sharded)
     config = recipe.models[model]
     try:
@@ -71,7 +72,7 @@ def build_objective(
                 members = zip(config.roles, config.members, strict=True)
                 return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
             case SlimmableConfig():
-                return _slimmable(config, networks)
+                return _slimmable(config, networks, seed)
     except ValueError as error:
         raise UserError(f"model '{model}': {error}") from error
 
@@ -194,7 +195,7 @@ def _co_training(
     )
 
 
-def _slimmable(config: SlimmableConfig, networks: Networks) -> Objective:
+def _slimmable(config: SlimmableConfig, networks: Networks, seed: int) -> Objective:
     embedding, tower = networks.slimmable(
         config.tower, list(config.fractions.values()), config.norm, multiple=config.multiple, rescale=config.rescale
     )
@@ -216,6 +217,7 @@ def _slimmable(config: SlimmableConfig, networks: Networks) -> Objective:
         label_smoothing=config.label_smoothing,
         calibration_rows=config.calibration_rows,
         shipped=config.shipped[0],
+        seed=seed,
     )
 
 

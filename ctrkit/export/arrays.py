@@ -26,14 +26,24 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class LayerNorm:
+    """(x - mean) / sqrt(variance + epsilon) * scale + shift, of each row over its units."""
+
+    scale_O: Float32Array
+    shift_O: Float32Array
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class Layer:
-    """activation(x W + b)."""
+    """activation(norm(x W + b))."""
 
     weight_IO: Float32Array
     bias_O: Float32Array
     activation: Activation | None = None
     slope: Float32Array | None = None
     """Of PReLU and leaky ReLU below zero: [1], or one a unit."""
+    norm: LayerNorm | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,8 @@ class NetworkArrays:
     """Rows of the first layer's weight that each feature meets."""
     crosses: Crosses | None = None
     attentions: tuple[Attention, ...] = ()
+    scope: str = ""
+    """What the names of the layers' weights begin with, where several networks are over the same tables."""
 
     def side(self, side: Side) -> SideFeatures:
         """The features of one side."""

@@ -19,7 +19,7 @@ from ctrkit.export.arrays import NetworkArrays
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.gate import HeldOutRows, Limits, measured
 from ctrkit.export.int8 import Int8, KeptTable
-from ctrkit.export.items import AdsFile, write_item_table
+from ctrkit.export.items import AdsFile, table_pairs, write_item_table
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs, parity
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs, in_torch
 from ctrkit.export.serving_graphs import (
@@ -34,8 +34,9 @@ from ctrkit.export.serving_graphs import (
 )  # fmt: skip
 from ctrkit.export.tables import as_float32, stored
 from ctrkit.export.weight_file import WeightFile
+from ctrkit.export.widths import NarrowTower, Width, width_entry
 from ctrkit.item_table import ItemTable
-from ctrkit.manifest import ADS, ITEMS, TABLE, Approximation, ItemTableEntry, TablePrecision
+from ctrkit.manifest import ITEMS, TABLE, Approximation, ItemTableEntry, TablePrecision, WidthEntry
 from ctrkit.nn.network import Network
 from ctrkit.request import Request
 from ctrkit.request_encoder import RequestEncoder
@@ -79,6 +80,7 @@ def export_bundle(
     recipe: Mapping[str, Any] | None = None,
     rewrites: Rewrites | None = None,
     judged: HeldOutRows | None = None,
+    widths: Mapping[str, Width] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export the network that ships.
@@ -95,18 +97,26 @@ def export_bundle(
         recipe: kept in the manifest.
         rewrites: item table, int8, tables in fewer bits.
         judged: rows on which approximations are measured, other than `held_out`; needed if there are any.
+        widths: several towers over the tables of the network, by name, which the bundle has side by side; the first
+            is the network itself, which scores requests that name none.
         say: told what an approximation changes, and whether it is kept.
 
     Raises:
-        UserError: ONNX Runtime and torch differ, or the file of ads is not fit; nothing is written then.
+        UserError: ONNX Runtime and torch differ, the file of ads is not fit, or there are approximations of several
+            widths; nothing is written then.
     """
     rewrites = rewrites or Rewrites()
+    if widths and rewrites.approximate:
+        raise UserError(
+            "a bundle of several widths is exact: no gate has seen int8 of each; set export.int8 = false and "
+            'export.tables = "float32", or export one width'
+        )
     if rewrites.approximate and judged is None:
         raise UserError("an approximation needs held-out rows that judge it")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
         export = _Export(network, encoding, Path(temporary), rewrites, held_out, judged, say)
-        export.write(requests[:NUM_GOLDEN])
+        export.write(requests[:NUM_GOLDEN], widths or {})
         return write_bundle(
             directory,
             model=export.place,
@@ -121,6 +131,7 @@ def export_bundle(
             approximations=export.approximations,
             metrics=metrics,
             recipe=recipe,
+            widths=export.widths,
         )
 
 
@@ -130,6 +141,7 @@ class _Export:
     golden: Golden
     parity: float
     item_table: ItemTableEntry | None = None
+    widths: dict[str, WidthEntry]
     _kept: KeptItems
 
     def __init__(
@@ -145,6 +157,7 @@ class _Export:
         self.place, self.tables, self.approximations = place / "graphs", rewrites.tables, dict[str, Approximation]()
         self._network, self._encoding, self._rewrites, self._judged = network.plain().eval(), encoding, rewrites, judged
         self._say = say
+        self.widths = {}
         self._ads = None
         if rewrites.items is not None:
             if rewrites.item_key is None:
@@ -157,7 +170,7 @@ class _Export:
         inputs = graph_inputs(batch, self._encoding.schema, self._network.embedding.dense_columns)
         return {name: tensor.numpy() for name, tensor in inputs.items()}
 
-    def write(self, requests: Sequence[Request]) -> None:
+    def write(self, requests: Sequence[Request], widths: Mapping[str, Width]) -> None:
         arrays = network_arrays(self._network, self._encoding.schema)
         if self.tables != "float32" and not self._tables_pass(arrays):
             self.tables = "float32"
@@ -186,12 +199,14 @@ class _Export:
                 judge = partial(self._measured, "int8", plain)
                 table = None if self._ads is None else KeptTable(self._kept, self._kept_part)
                 approximate |= self._write_int8(Int8(self.place, arrays, weights, expected, table, judge))
+            narrow = self._write_widths(widths, weights, encoded)
         self.golden = Golden(
             tuple(requests),
             tuple(tuple(of_ads.tolist()) for of_ads in scores),
             approximate={
                 way: tuple(tuple(graph(feeds).tolist()) for feeds in encoded) for way, graph in approximate.items()
             },
+            widths=narrow,
         )
         for name in (ITEM, HEAD, HEAD_INT8):
             (self.place / name).unlink(missing_ok=True)
@@ -202,13 +217,25 @@ class _Export:
             self.place / ITEMS, ads, self.place / ITEM, arrays.part_width, self.tables
         )
         write_table(arrays, weights, self.place / TABLE, self._kept)
-        by_features, pairs = TwoGraphs(self.place, kept=self._kept_part), []
         table = ItemTable.load(self.place / ITEMS, self.item_table.key, self.item_table.raw_type)
-        items, values = ads.first_chunk()
-        for inputs in self._inputs:
-            once = {name: array[:1] for name, array in inputs.items() if name not in items}
-            pairs.append(({**once, ADS: table.rows(values)}, by_features({**once, **items})))
+        pairs = table_pairs(ads, table, self._inputs, TwoGraphs(self.place, kept=self._kept_part))
         self.parity = max(self.parity, parity(Graph(self.place / TABLE), pairs))
+
+    def _write_widths(
+        self, widths: Mapping[str, Width], weights: WeightFile, encoded: Sequence[Arrays]
+    ) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """Graphs of the narrower towers; the golden scores of each."""
+        scores = {}
+        for index, (name, width) in enumerate(widths.items()):
+            if not index:
+                table = None if self._ads is None else TABLE
+                self.widths[name] = width_entry(width, MODEL, table, self.parity)
+                continue
+            assert width.network.embedding is self._network.embedding
+            narrow = NarrowTower(self.place, name, width, self._encoding.schema)
+            self.widths[name] = narrow.write(weights, [*self._inputs, *encoded], self._ads, self.item_table)
+            scores[name] = tuple(tuple(in_torch(narrow.plain, feeds).tolist()) for feeds in encoded)
+        return scores
 
     def _golden_requests(self, requests: Sequence[Request]) -> list[Request]:
         """Those of the log; where there is an item table, with ads of its file, so that it is looked at too."""

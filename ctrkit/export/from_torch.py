@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ctrkit.errors import UserError
-from ctrkit.export.arrays import Activation, Attention, Crosses, Float32Array, Layer, NetworkArrays, Reader
+from ctrkit.export.arrays import Activation, Attention, Crosses, Float32Array, Layer, LayerNorm, NetworkArrays, Reader
 from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
@@ -105,11 +105,14 @@ def folded_layers(modules: nn.Sequential) -> tuple[Layer, ...]:
                 found.append(Layer(_array(module.weight.T), _array(module.bias)))
             case nn.BatchNorm1d():
                 found[-1] = _folded(found[-1], module)
+            case nn.LayerNorm():
+                norm = LayerNorm(_array(module.weight), _array(module.bias), module.eps)
+                found[-1] = replace(found[-1], norm=norm)
             case nn.Dropout() | nn.Identity():
                 pass
             case _:
                 activation, slope = _activation(module)
-                found[-1] = Layer(found[-1].weight_IO, found[-1].bias_O, activation, slope)
+                found[-1] = replace(found[-1], activation=activation, slope=slope)
     return tuple(found)
 
 

@@ -22,10 +22,15 @@ class GraphBuilder:
     """One graph: inputs, nodes and weights; every method gives the name of the tensor that it made.
 
     Names of its own begin with a slash, which no feature's name has.
+
+    Args:
+        name: of the graph.
+        weights: file of its weights.
+        scope: what the names of weights begin with, those of tables excepted: these all graphs of the file share.
     """
 
-    def __init__(self, name: str, weights: WeightFile) -> None:
-        self._name, self._weights = name, weights
+    def __init__(self, name: str, weights: WeightFile, scope: str = "") -> None:
+        self._name, self._weights, self._scope = name, weights, scope
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._initializers: dict[str, Any] = {}
@@ -47,6 +52,10 @@ class GraphBuilder:
         return outputs
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
+        """A weight, shared with the other graphs of its scope that have one of this name."""
+        return self.table(self._scope + name, array)
+
+    def table(self, name: str, array: npt.NDArray[Any]) -> str:
         """A weight, shared with the other graphs that have one of this name."""
         self._initializers[f"/{name}"] = self._weights.tensor(f"/{name}", array)
         return f"/{name}"

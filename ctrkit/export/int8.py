@@ -73,7 +73,8 @@ class Int8:
     def _write_table(self, how: Quantizations, table: KeptTable) -> tuple[Approximation, TwoGraphs | None]:
         """The item table's graph, from parts in int8 if that passes."""
         tried, start = [how], self.weights.mark()
-        sums = "1" in how and how["1"].zero_point == 0 and self.arrays.layers[0].activation == "Relu"
+        first = self.arrays.layers[0]
+        sums = "1" in how and how["1"].zero_point == 0 and first.activation == "Relu" and first.norm is None
         if sums and not self.arrays.kept:
             seen = map(Graph(self.place / ITEM), (inputs for inputs, _ in self.pairs))
             tried.insert(0, {**how, PART: rounding_of(table.items, seen)})

@@ -17,13 +17,13 @@ from ctrkit.data.ids import id_keys
 from ctrkit.encoding import Encoding
 from ctrkit.errors import UserError
 from ctrkit.export.network_graph import Rounding
-from ctrkit.export.parity import Graph
+from ctrkit.export.parity import Arrays, Graph, TwoGraphs
 from ctrkit.export.serving_graphs import KeptItems
 from ctrkit.export.tables import RowwiseInt8, as_float32, stored
 from ctrkit.export.weight_file import without_denormals
 from ctrkit.graph import Feeds, side_features
-from ctrkit.item_table import KEYS_FILE, PART_FILE, PART_INT8_FILE, SCALE_FILE
-from ctrkit.manifest import ItemTableEntry, TablePrecision
+from ctrkit.item_table import KEYS_FILE, PART_FILE, PART_INT8_FILE, SCALE_FILE, ItemTable
+from ctrkit.manifest import ADS, ItemTableEntry, TablePrecision
 from ctrkit.raw_values import Int64Array, RawType
 
 _CHUNK = 16_384
@@ -118,11 +118,42 @@ def write_item_table(
     """
     keys_A, raw_type = ads.keys()
     directory.mkdir()
+    np.save(directory / KEYS_FILE, np.sort(keys_A), allow_pickle=False)
+    kept = _write_part(directory, PART_FILE, ads, keys_A, item_graph, width, precision)
+    entry = ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
+    return entry, kept
+
+
+def write_narrow_part(directory: Path, name: str, ads: AdsFile, item_graph: Path, width: int) -> KeptItems:
+    """Write the part that a narrower tower has of every ad beside an item table that is there."""
+    return _write_part(directory, name, ads, ads.keys()[0], item_graph, width, "float32")
+
+
+def table_pairs(
+    ads: AdsFile, table: ItemTable, rows: Iterable[Arrays], by_features: TwoGraphs
+) -> list[tuple[Arrays, npt.NDArray[np.float32]]]:
+    """Inputs that name the first ads of a file by their row, and the probabilities that their features give."""
+    pairs: list[tuple[Arrays, npt.NDArray[np.float32]]] = []
+    items, values = ads.first_chunk()
+    for inputs in rows:
+        once = {name: array[:1] for name, array in inputs.items() if name not in items}
+        pairs.append(({**once, ADS: table.rows(values)}, by_features({**once, **items})))
+    return pairs
+
+
+def _write_part(
+    directory: Path,
+    name: str,
+    ads: AdsFile,
+    keys_A: Int64Array,
+    item_graph: Path,
+    width: int,
+    precision: TablePrecision,
+) -> KeptItems:
     order = np.argsort(keys_A)
     place_A = np.empty(len(order), np.int64)
     place_A[order] = np.arange(len(order))
-    np.save(directory / KEYS_FILE, keys_A[order], allow_pickle=False)
-    part_AH = _new(directory / PART_FILE, precision, (len(keys_A), width))
+    part_AH = _new(directory / name, precision, (len(keys_A), width))
     scale_A1 = _new(directory / SCALE_FILE, "float32", (len(keys_A), 1)) if precision == "int8" else None
     graph, start = Graph(item_graph), 0
     for inputs in ads.inputs():
@@ -134,11 +165,8 @@ def write_item_table(
             part_AH[place], scale_A1[place] = part.values_VE, part.scale_V1
         else:
             part_AH[place] = part
-    kept = KeptItems(
-        _kept(directory / PART_FILE, part_AH), None if scale_A1 is None else _kept(directory / SCALE_FILE, scale_A1)
-    )
-    entry = ItemTableEntry(key=ads.key, raw_type=raw_type, ads=len(keys_A), width=width, precision=precision)
-    return entry, kept
+    scale = None if scale_A1 is None else _kept(directory / SCALE_FILE, scale_A1)
+    return KeptItems(_kept(directory / name, part_AH), scale)
 
 
 def rounding_of(kept: KeptItems, others: Iterable[npt.NDArray[np.float32]]) -> Rounding:

@@ -68,7 +68,7 @@ class NetworkGraph:
         quantizations: Quantizations | None = None,
         shift: float = 0.0,
     ) -> None:
-        self.builder = GraphBuilder(name, weights)
+        self.builder = GraphBuilder(name, weights, arrays.scope)
         self.observed: dict[str, str] = {}
         self._arrays = arrays
         self._quantizations = quantizations or {}
@@ -193,10 +193,10 @@ class NetworkGraph:
         """Rows of the stacked table of a width, float32."""
         build, table = self.builder, self._arrays.stacks[dim]
         if isinstance(table, RowwiseInt8):
-            rows = build.node("Gather", build.weight(f"table_{dim}", table.values_VE), ids, axis=0)
-            scale = build.node("Gather", build.weight(f"scale_{dim}", table.scale_V1), ids, axis=0)
+            rows = build.node("Gather", build.table(f"table_{dim}", table.values_VE), ids, axis=0)
+            scale = build.node("Gather", build.table(f"scale_{dim}", table.scale_V1), ids, axis=0)
             return build.node("Mul", build.node("Cast", rows, to=1), scale)
-        rows = build.node("Gather", build.weight(f"table_{dim}", table), ids, axis=0)
+        rows = build.node("Gather", build.table(f"table_{dim}", table), ids, axis=0)
         return build.node("Cast", rows, to=1) if table.dtype == np.float16 else rows
 
     def _pooled(self, feature: SequenceFeature, specs: Mapping[str, TensorSpec]) -> str:
@@ -228,6 +228,7 @@ class NetworkGraph:
         for i, layer in enumerate(layers[1:], start=1):
             before, key, last = layers[i - 1], str(i), i == len(layers) - 1
             quantized = self._quantizations.get(key)
+            hidden = self._normed(hidden, before, i - 1)
             # what is below zero becomes zero when it is cut to uint8: that is a ReLU
             if not (quantized and before.activation == "Relu" and quantized.zero_point == 0):
                 hidden = self._activated(hidden, before, i - 1)
@@ -273,6 +274,13 @@ class NetworkGraph:
             build.weight(f"int8_bias_{key}", bias_O),
         ]
         return build.node("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+
+    def _normed(self, x: str, layer: Layer, index: int) -> str:
+        if layer.norm is None:
+            return x
+        scale = self.builder.weight(f"norm_scale_{index}", layer.norm.scale_O)
+        shift = self.builder.weight(f"norm_shift_{index}", layer.norm.shift_O)
+        return self.builder.node("LayerNormalization", x, scale, shift, axis=-1, epsilon=layer.norm.epsilon)
 
     def _activated(self, x: str, layer: Layer, index: int) -> str:
         match layer.activation:

@@ -42,9 +42,9 @@ class Graph:
 class TwoGraphs:
     """The items' part and the rest, as an item table has them; `kept` is what the table makes of the part."""
 
-    def __init__(self, directory: Path, head: str = HEAD, kept: Any = None) -> None:
+    def __init__(self, directory: Path, head: str = HEAD, kept: Any = None, item: str = ITEM) -> None:
         self.path = directory / head
-        self._item, self._head, self._kept = Graph(directory / ITEM), Graph(directory / head), kept
+        self._item, self._head, self._kept = Graph(directory / item), Graph(directory / head), kept
 
     def __call__(self, inputs: Arrays) -> npt.NDArray[np.float32]:
         """Probabilities [N]."""

@@ -33,7 +33,7 @@ def mean_network(networks: Sequence[Network]) -> Network:
     if len(mlps) < len(towers) or len(shapes) > 1 or None in shapes:
         raise UserError(
             "the mean ships as one MLP: give its networks towers of kind mlp with the same number of hidden layers, at "
-            "least one, the same activation (not prelu) and the same batch_norm"
+            "least one, the same activation (not prelu), the same batch_norm and no layer_norm"
         )
     embeddings = list({id(network.embedding): network.embedding for network in networks}.values())
     joined = embeddings[0] if len(embeddings) == 1 else _joined_tables(embeddings)
@@ -57,7 +57,7 @@ def mean_network(networks: Sequence[Network]) -> Network:
 def _shape(mlp: MLP) -> tuple[str, ...] | None:
     """What MLPs that can be joined have in common: their layers, dropout left out; None where none can."""
     kinds = [type(layer).__name__ for layer in mlp.layers if not isinstance(layer, nn.Dropout)]
-    return None if "PReLU" in kinds or not mlp.hidden_widths else tuple(kinds)
+    return None if {"PReLU", "LayerNorm"} & set(kinds) or not mlp.hidden_widths else tuple(kinds)
 
 
 def _joined_tables(embeddings: Sequence[Embedding]) -> Embedding:

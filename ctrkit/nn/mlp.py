@@ -36,9 +36,9 @@ class BatchNorm(nn.BatchNorm1d):
 class MLP(Tower):
     """The plain tower: x[B, in_features] through hidden layers to one logit.
 
-    Each hidden layer is linear, batch norm if asked, activation, dropout. Weights start as Xavier normal (Glorot,
-    Bengio, AISTATS 2010), biases as zero: torch's own default passes a several times smaller gradient to the tables,
-    against which their L2 penalty then weighs several times more. The defaults of a recipe are the towers of
+    Each hidden layer is linear, batch or layer norm if asked, activation, dropout. Weights start as Xavier normal
+    (Glorot, Bengio, AISTATS 2010), biases as zero: torch's own default passes a several times smaller gradient to the
+    tables, against which their L2 penalty then weighs several times more. The defaults of a recipe are the towers of
     Rocket Launching's Table 5 (Zhou et al., AAAI 2018): light 200-80, booster 720-360-240-180-90.
 
     Args:
@@ -46,7 +46,9 @@ class MLP(Tower):
         hidden: widths of the hidden layers; none makes it logistic regression.
         activation: name of the non-linearity.
         dropout: probability that a hidden unit is dropped in training.
-        batch_norm: normalise each hidden layer before its activation.
+        batch_norm: normalise each hidden layer before its activation, a unit over the batch.
+        layer_norm: the same, an impression over its units (Ba, Kiros, Hinton, arXiv 1607.06450, eq. 3); one or the
+            other.
     """
 
     def __init__(
@@ -57,8 +59,11 @@ class MLP(Tower):
         activation: Activation = "relu",
         dropout: float = 0.0,
         batch_norm: bool = False,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        if batch_norm and layer_norm:
+            raise ValueError("a tower has batch norm or layer norm, not both")
         self.widths = (in_features, *hidden, 1)
         self.activation = activation
         layers: list[nn.Module] = []
@@ -67,6 +72,8 @@ class MLP(Tower):
             layers.append(nn.Linear(width_in, width_out))
             if batch_norm:
                 layers.append(BatchNorm(width_out))
+            if layer_norm:
+                layers.append(nn.LayerNorm(width_out))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -15,7 +15,9 @@ from ctrkit.nn.tower import Lists, Tower, Trace
 
 Widths = float | Sequence[int]
 """A fraction of every hidden layer, or the channels of each."""
-Norm = Literal["none", "switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"]
+Norm = Literal["none", "layer_norm", "switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"]
+PlainNorm = nn.BatchNorm1d | nn.LayerNorm
+PLAIN_NORMS = (nn.BatchNorm1d, nn.LayerNorm)
 
 
 class SlimmableMLP(Tower):
@@ -25,6 +27,7 @@ class SlimmableMLP(Tower):
     same outputs. Norms, before the activation:
 
         none                    needs nothing: every width works as it was trained
+        layer_norm              nor does this: over the width's channels; scale and shift shared, their first channels
         switchable_batch_norm   scale, shift and statistics of its own for each of `widths`; no other width works
         universal_batch_norm    scale and shift shared, their first channels; training keeps no statistics, `calibrate`
                                 measures them afterwards for each of `widths` (`ctrkit.nn.calibration`)
@@ -71,6 +74,11 @@ class SlimmableMLP(Tower):
         self.norms = nn.ModuleList(each for each in norms if each is not None)
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in hidden)
         self.dropout = nn.Dropout(dropout)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether a width needs statistics."""
+        return self.norm not in ("none", "layer_norm")
 
     @property
     def hidden_widths(self) -> tuple[int, ...]:
@@ -173,10 +181,11 @@ class SlimmableMLP(Tower):
             channels,
             activation=self._activation,
             dropout=self.dropout.p,
-            batch_norm=self.norm != "none",
+            batch_norm=self.has_batch_norm,
+            layer_norm=self.norm == "layer_norm",
         ).to(first.device, first.dtype)
         ends = (self.in_features, *channels, 1)
-        norms = [layer for layer in tower.layers if isinstance(layer, nn.BatchNorm1d)]
+        norms = [layer for layer in tower.layers if isinstance(layer, PLAIN_NORMS)]
         activations = [layer for layer in tower.layers if isinstance(layer, ACTIVATIONS[self._activation])]
         with torch.no_grad():
             for index, linear in enumerate(tower.linears):
@@ -221,15 +230,31 @@ class FixedWidth(Tower):
 
 
 class SlimmableNorm(nn.Module):
-    """The batch norm of one hidden layer at the widths of a tower."""
+    """The norm of one hidden layer at the widths of a tower."""
 
     def forward(self, x_BH: Tensor, channels: tuple[int, ...]) -> Tensor:
         """Normalised, of a tower that runs at these widths."""
         raise NotImplementedError
 
-    def copy_to(self, norm: nn.BatchNorm1d, channels: tuple[int, ...], *, statistics: bool) -> None:
+    def copy_to(self, norm: PlainNorm, channels: tuple[int, ...], *, statistics: bool) -> None:
         """What it is at a width, into a plain one."""
         raise NotImplementedError
+
+
+class _LayerNorm(SlimmableNorm):
+    """Over the channels of the width."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
+
+    def forward(self, x_BH: Tensor, channels: tuple[int, ...]) -> Tensor:
+        size = x_BH.shape[1]
+        return functional.layer_norm(x_BH, (size,), self.weight[:size], self.bias[:size])
+
+    def copy_to(self, norm: PlainNorm, channels: tuple[int, ...], *, statistics: bool) -> None:
+        norm.weight.copy_(self.weight[: len(norm.weight)])
+        norm.bias.copy_(self.bias[: len(norm.bias)])
 
 
 class _Switchable(SlimmableNorm):
@@ -249,7 +274,7 @@ class _Switchable(SlimmableNorm):
         found: Tensor = self._member(channels)(x_BH)
         return found
 
-    def copy_to(self, norm: nn.BatchNorm1d, channels: tuple[int, ...], *, statistics: bool) -> None:
+    def copy_to(self, norm: PlainNorm, channels: tuple[int, ...], *, statistics: bool) -> None:
         norm.load_state_dict(self._member(channels).state_dict())
 
 
@@ -286,8 +311,9 @@ class SharedNorm(SlimmableNorm):
             return bias_H + 0 * x_BH
         return functional.batch_norm(x_BH, mean_H, variance_H, weight_H, bias_H, training=self.training)
 
-    def copy_to(self, norm: nn.BatchNorm1d, channels: tuple[int, ...], *, statistics: bool) -> None:
+    def copy_to(self, norm: PlainNorm, channels: tuple[int, ...], *, statistics: bool) -> None:
         """The first channels."""
+        assert isinstance(norm, nn.BatchNorm1d)
         size = norm.num_features
         norm.weight.copy_(self.weight[:size])
         norm.bias.copy_(self.bias[:size])
@@ -304,6 +330,8 @@ def _norm(norm: Norm, index: int, widths: Sequence[tuple[int, ...]], size: int) 
     match norm:
         case "none":
             return None
+        case "layer_norm":
+            return _LayerNorm(size)
         case "switchable_batch_norm":
             return _Switchable(index, widths)
         case "universal_batch_norm":

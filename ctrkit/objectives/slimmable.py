@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,7 @@ class Slimmable(Objective):
         embedding: what the tower reads.
         tower: slimmable.
         widths: that are evaluated and may ship, by role; of `list` also those that are trained.
-        sampling: see above. Widths are drawn from torch's generator, in training only: in evaluation the losses are
-            those of `widths`.
+        sampling: see above. Widths are drawn in training only: in evaluation the losses are those of `widths`.
         samples: widths a step, of `sandwich` and `random`.
         non_uniform: drawn widths have a fraction of its own for every layer.
         distillation: weight of what the narrower widths learn from the widest. The paper's is 1; the widths share
@@ -56,6 +56,8 @@ class Slimmable(Objective):
         label_smoothing: share of the label that becomes one half.
         calibration_rows: rows on which a universally slimmable batch norm is calibrated.
         shipped: role of the width that ships; the widest if not given.
+        seed: with the number of a step it says which widths are drawn, in every process that trains and in one that
+            goes on.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Slimmable(Objective):
         label_smoothing: float = 0.0,
         calibration_rows: int = 65_536,
         shipped: str | None = None,
+        seed: int = 0,
     ) -> None:
         ordered = sorted(widths, key=lambda role: tower.multiplications_at(widths[role]))
         views = {role: Network(embedding, FixedWidth(tower, widths[role])) for role in ordered}
@@ -90,7 +93,7 @@ class Slimmable(Objective):
         if sampling == "sandwich" and samples < 2:
             raise ValueError("the sandwich rule takes 2 samples at least: the largest width and the smallest")
         self.sampling: Sampling = sampling
-        self.samples, self.non_uniform = samples, non_uniform
+        self.samples, self.non_uniform, self._seed = samples, non_uniform, seed
         self.widths = tuple(tower.channels(widths[role]) for role in reversed(ordered))
         """Widest first."""
         fractions = [width for width in widths.values() if isinstance(width, int | float)]
@@ -114,19 +117,20 @@ class Slimmable(Objective):
 
     # --- widths of a step
 
-    def step_widths(self) -> list[tuple[int, ...]]:
-        """Channels of the widths of the next step, widest first; draws from torch's generator in training."""
+    def step_widths(self, step: int) -> list[tuple[int, ...]]:
+        """Channels of the widths of a step, widest first."""
         if self.sampling == "list" or not self.training:
             return list(self.widths)
+        rng = np.random.default_rng((self._seed, step))
         if self.sampling == "random":
-            drawn = [self._drawn() for _ in range(self.samples)]
+            drawn = [self._drawn(rng) for _ in range(self.samples)]
             return sorted(drawn, key=self.tower.multiplications_at, reverse=True)
-        return [self.widths[0], *(self._drawn() for _ in range(self.samples - 2)), self.widths[-1]]
+        return [self.widths[0], *(self._drawn(rng) for _ in range(self.samples - 2)), self.widths[-1]]
 
-    def _drawn(self) -> tuple[int, ...]:
+    def _drawn(self, rng: np.random.Generator) -> tuple[int, ...]:
         low, high = self.range
         sizes = self.tower.hidden
-        fractions = (low + (high - low) * torch.rand(len(sizes) if self.non_uniform else 1)).tolist()
+        fractions = rng.uniform(low, high, len(sizes) if self.non_uniform else 1).tolist()
         return tuple(
             self.tower.rounded(fractions[index if self.non_uniform else 0], size) for index, size in enumerate(sizes)
         )
@@ -136,7 +140,7 @@ class Slimmable(Objective):
     def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """Of the widths, and of the boosters."""
         read = self._read(batch, list(self.networks()))
-        widest_B, *narrower = self._logits(read[id(self._embedding)].x_BX, self.step_widths())
+        widest_B, *narrower = self._logits(read[id(self._embedding)].x_BX, self.step_widths(step))
         scale = 1 / (1 + self.label_weight * self.narrow_to_tables * len(narrower))
         found = {"widest": self._label_loss(widest_B, batch) * scale}
         if narrower:

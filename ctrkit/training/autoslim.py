@@ -92,7 +92,7 @@ def start_from_slice(objective: Objective, source: Slimmable, calibration: Itera
     """
     network, embedding = objective.inference_model(), source.inference_model().embedding
     sliced = source.tower.slice(network.tower.hidden_widths, statistics=False)
-    if source.tower.norm != "none":
+    if source.tower.has_batch_norm:
         calibrate(sliced, [embedding.vectors(batch).x_BX for batch in calibration])
     network.tower.load_state_dict(sliced.state_dict())
     tables = embedding.table_weights()
@@ -124,7 +124,7 @@ class WidthLosses:
                 known = ~batch.label_B.isnan()
                 x_BX = embedding.vectors(batch).x_BX
                 self._parts.append((x_BX[known], batch.label_B[known], batch.weight_B[known]))
-            self._calibration = [embedding.vectors(batch).x_BX for batch in calibration] if tower.norm != "none" else []
+            self._calibration = [embedding.vectors(batch).x_BX for batch in calibration] if tower.has_batch_norm else []
         self.rows = sum(len(label_B) for _, label_B, _ in self._parts)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class WidthLosses:
         """Mean log loss of each, weighted as the rows are."""
         sums = np.zeros(len(widths))
         weight = 0.0
-        towers = [self.sliced(each) for each in widths] if self.tower.norm != "none" else []
+        towers = [self.sliced(each) for each in widths] if self.tower.has_batch_norm else []
         training = self.tower.training
         self.tower.eval()
         for x_BX, label_B, weight_B in self._parts:

@@ -29,8 +29,13 @@ class Sessions:
     """Inputs of the item side."""
 
     @classmethod
-    def load(cls, bundle: Bundle, *, int8: bool) -> Self:
+    def load(cls, bundle: Bundle, *, int8: bool, width: str | None = None) -> Self:
         """Build what a scorer needs.
+
+        Args:
+            bundle: verified.
+            int8: the graphs in int8.
+            width: which of several; the widest if None.
 
         Raises:
             UserError: the bundle has no int8, or a graph is broken or not the manifest's.
@@ -40,13 +45,17 @@ class Sessions:
             why = f"it did not pass its gate: {tried.reason}" if tried else "set export.int8 = true in its recipe"
             raise UserError(f"{bundle.directory}: holds no int8 ({why})")
         graph = bundle.manifest.graph
-        model = _session(bundle.directory / (MODEL_INT8 if int8 else MODEL), graph.inputs, graph.output)
+        whole, of_table = (MODEL_INT8, TABLE_INT8) if int8 else (MODEL, TABLE)
+        if width is not None:
+            entry = bundle.manifest.widths[width]
+            whole, of_table = entry.model, entry.table or of_table
+        model = _session(bundle.directory / whole, graph.inputs, graph.output)
         items = frozenset(name for name, spec in graph.inputs.items() if spec.side == "item")
         if bundle.manifest.item_table is None:
             return cls(model, None, [graph.output], items)
         inputs = {name: spec for name, spec in graph.inputs.items() if name not in items}
         inputs[ADS] = TensorSpec(dtype="int64", shape=(-1,), side="item")
-        table = _session(bundle.directory / (TABLE_INT8 if int8 else TABLE), inputs, graph.output)
+        table = _session(bundle.directory / of_table, inputs, graph.output)
         return cls(model, table, [graph.output], items)
 
     def run(self, feeds: Feeds) -> Float32Array:

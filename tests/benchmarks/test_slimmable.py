@@ -1,14 +1,11 @@
 """The benchmark of slimmable nets: its models, what is compared, and how latency is fitted."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks import slimmable, slimmable_costs
+from benchmarks import slimmable
 from benchmarks.slimmable_models import WIDTHS, Plan, _as_slimmable
 from ctrkit.config import load_recipe
 from ctrkit.config_models import PointwiseConfig, SlimmableConfig
@@ -73,33 +70,3 @@ def test_what_is_compared() -> None:
         ("alone_w0.5", "auto_w0.5_scratch"),
         ("auto_w0.5_scratch", "auto_w0.5_tuned"),
     ]
-
-
-def test_latency_is_fitted_by_what_layers_write_and_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
-    def truth(widths: tuple[int, ...]) -> float:
-        return 0.1 + 1e-3 * widths[0] + 2e-3 * widths[1] + 1e-5 * widths[0] * widths[1]
-
-    def measured(run: Any, networks: Any, ads: int, repeats: int) -> dict[str, Any]:
-        return {str(w): SimpleNamespace(total=SimpleNamespace(p50=SimpleNamespace(value=truth(w)))) for w in networks}
-
-    monkeypatch.setattr(slimmable_costs, "side_by_side", measured)
-    tower = SlimmableMLP(10, (200, 80))
-    slim: Any = SimpleNamespace(
-        tower=tower, run=None, objective=SimpleNamespace(range=(0.25, 1.0)), networks=lambda widths: list(widths)
-    )
-    cost = slimmable_costs.MeasuredCost(slim, 400, 10)
-    assert cost.count == 20
-    assert cost.r2 == pytest.approx(1.0)
-    for widths in [(104, 40), (56, 72)]:
-        assert cost(widths) == pytest.approx(truth(widths), rel=1e-6)
-    assert np.isfinite(cost((48, 24)))
-
-
-def test_no_channel_saves_time() -> None:
-    rng = np.random.default_rng(0)
-    features = np.column_stack([np.ones(50), rng.uniform(1, 9, (50, 2))])
-    weights = slimmable_costs._not_negative(features, features @ [1.0, 2.0, -0.5])
-    assert (weights >= 0).all()
-    assert weights[2] == 0
-    assert 1.0 < weights[1] < 3.0
-    np.testing.assert_allclose(slimmable_costs._not_negative(features, features @ [1.0, 2.0, 0.5]), [1.0, 2.0, 0.5])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from ctrkit.config import EmbeddingConfig, TowerConfig
 from ctrkit.data.batch import Batch
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs
-from ctrkit.export.plain_network import PlainNetwork, graph_inputs, repeated
+from ctrkit.export.plain_network import PlainNetwork, graph_inputs, in_torch, repeated
 from ctrkit.export.quantize import quantizations
 from ctrkit.export.serving_graphs import HEAD, HEAD_INT8, ITEM, write_head, write_item, write_model, write_observed
 from ctrkit.export.weight_file import WeightFile
@@ -119,6 +121,28 @@ def every_way(random: Drawn, folder: Path) -> dict[str, Callable[[Arrays], Any]]
                 write_head(arrays, weights, folder / HEAD_INT8, how)
                 ways["item table, int8"] = TwoGraphs(folder, HEAD_INT8)
     return ways
+
+
+@pytest.mark.parametrize("activation", ["relu", "prelu"])
+def test_layer_norm_is_kept_every_way(activation: str, tmp_path: Path) -> None:
+    sides = ("user", "item", "context")
+    features: list[dict[str, Any]] = [{"side": side, "kind": "categorical"} for side in sides]
+    random = drawn(features, {"hidden": [12, 8], "layer_norm": True, "activation": activation}, seed=0)
+    graph = onnx_nodes(random, tmp_path / "graph")
+    assert graph.count("LayerNormalization") == 2
+    plain = PlainNetwork(random.network, random.schema)
+    inputs = {name: x.numpy() for name, x in graph_inputs(random.batch, random.schema).items()}
+    (tmp_path / "ways").mkdir()
+    for name, way in every_way(random, tmp_path / "ways").items():
+        np.testing.assert_allclose(way(inputs), in_torch(plain, inputs), rtol=0, atol=0.05 if "int8" in name else 1e-6)
+
+
+def onnx_nodes(random: Drawn, folder: Path) -> list[str]:
+    """Operators of the graph of the whole network."""
+    folder.mkdir()
+    with WeightFile(folder / WEIGHTS) as weights:
+        write_model(network_arrays(random.network, random.schema), weights, folder / MODEL)
+    return [node.op_type for node in onnx.load(folder / MODEL, load_external_data=False).graph.node]
 
 
 @given(features=st.lists(SIDED, min_size=1, max_size=7), tower=TOWER, seed=st.integers(0, 2**31))

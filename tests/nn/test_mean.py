@@ -57,10 +57,12 @@ def test_changing_the_members_afterwards_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [((8, 4), (8,)), ((), ()), ((8,), "tanh"), ((8,), "prelu")],
+    [((8, 4), (8,)), ((), ()), ((8,), "tanh"), ((8,), "prelu"), ((8,), "layer_norm")],
 )
 def test_networks_that_cannot_be_joined(first: tuple[int, ...], second: tuple[int, ...] | str) -> None:
-    if isinstance(second, str):
+    if second == "layer_norm":  # it is over the units of one network
+        both = [member(i, first, layer_norm=True) for i in range(2)]
+    elif isinstance(second, str):
         both = [
             member(0, first, activation="prelu" if second == "prelu" else "relu"),
             member(1, first, activation=second),

@@ -96,6 +96,18 @@ def test_batch_norm_normalises_before_the_activation() -> None:
     torch.testing.assert_close(seen[0].var(0, unbiased=False), torch.ones(5), atol=1e-3, rtol=0)
 
 
+def test_layer_norm_normalises_each_row_before_the_activation() -> None:
+    torch.manual_seed(0)
+    tower = MLP(4, (5,), layer_norm=True)
+    seen: list[torch.Tensor] = []
+    tower.layers[2].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tower(torch.randn(200, 4) * 10 + 3)
+    torch.testing.assert_close(seen[0].mean(1), torch.zeros(200), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen[0].var(1, unbiased=False), torch.ones(200), atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="not both"):
+        MLP(4, (5,), batch_norm=True, layer_norm=True)
+
+
 def test_a_batch_of_one_row_has_no_statistics_of_its_own() -> None:
     # the last batch of an epoch may have one row: it must not end the run
     torch.manual_seed(0)

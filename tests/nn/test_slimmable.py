@@ -10,12 +10,12 @@ from ctrkit.nn.mlp import MLP
 from ctrkit.nn.slimmable import FixedWidth, Norm, SlimmableMLP
 
 HIDDEN = (24, 16, 9)
-NORMS: list[Norm] = ["none", "switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"]
+NORMS: list[Norm] = ["none", "layer_norm", "switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"]
 
 
-def random_widths(count: int) -> list[tuple[int, ...]]:
+def random_widths(count: int, least: int = 1) -> list[tuple[int, ...]]:
     rng = np.random.default_rng(0)
-    return [tuple(int(rng.integers(1, size + 1)) for size in HIDDEN) for _ in range(count)]
+    return [tuple(int(rng.integers(least, size + 1)) for size in HIDDEN) for _ in range(count)]
 
 
 def tower(norm: Norm = "none", widths: list[tuple[int, ...]] | None = None, **settings: object) -> SlimmableMLP:
@@ -34,7 +34,7 @@ def rows(count: int = 200) -> torch.Tensor:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rescale", [False, True])
 def test_a_slice_is_the_slimmable_forward_at_50_random_widths(norm: Norm, rescale: bool) -> None:
-    widths = random_widths(50)
+    widths = random_widths(50, least=3 if norm == "layer_norm" else 1)  # one channel is its own mean
     made, x = tower(norm, widths, activation="prelu", rescale=rescale), rows()
     for each in widths:  # statistics that are not what they begin as
         made(x * 3, widths=each)
@@ -91,6 +91,18 @@ def test_gradients_reach_the_prefix_and_all_of_it(norm: Norm) -> None:
         assert (gradient[: ends[index + 1], : ends[index]] != 0).all()
         assert (gradient[ends[index + 1] :] == 0).all()
         assert (gradient[:, ends[index] :] == 0).all()
+
+
+def test_layer_norm_is_over_the_channels_of_the_width() -> None:
+    made, x = tower("layer_norm"), rows(50)
+    (first, second, _), _ = made.trace(x, widths=(8, 5, 4))
+    weight, bias = (p.detach().double().numpy() for p in made.layers[0].parameters())
+    scale, shift = (p.detach().double().numpy() for p in made.norms[0].parameters())
+    linear = x.double().numpy() @ weight[:8].T + bias[:8]
+    centred = linear - linear.mean(axis=1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(first.detach(), np.maximum(normal * scale[:8] + shift[:8], 0), atol=1e-5)
+    assert second.shape == (50, 5)
 
 
 def test_rounding_of_fractions() -> None:

@@ -68,7 +68,7 @@ def test_one_way_down_serves_every_budget() -> None:
     assert within(path, 10.0) is None
 
 
-@pytest.mark.parametrize("norm", ["none", "universal_batch_norm"])
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "universal_batch_norm"])
 def test_losses_of_widths(norm: Norm) -> None:
     tables = networks.embedding()
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_losses_of_widths(norm: Norm) -> None:
     assert tower.training
     for each, loss in zip(widths, found, strict=True):
         total = weight = 0.0
-        sliced = losses.sliced(each) if norm != "none" else tower.slice(each)
+        sliced = losses.sliced(each) if tower.has_batch_norm else tower.slice(each)
         for batch in batches:
             known = ~batch.label_B.isnan()
             logit_B = sliced.eval()(tables.vectors(batch).x_BX)[known].detach()
@@ -95,16 +95,15 @@ def test_losses_of_widths(norm: Norm) -> None:
     assert len(set(found)) == 3
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_network_starts_from_a_slice(batch_norm: bool) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "universal_batch_norm"])
+def test_a_network_starts_from_a_slice(norm: Norm) -> None:
     tables, batches = networks.embedding(), [networks.batch(64, seed=seed) for seed in range(3)]
-    norm: Norm = "universal_batch_norm" if batch_norm else "none"
     tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=[1.0])
     source = Slimmable(tables, tower, {"w0.5": (8, 4), "w1.0": (16, 8)})
-    fresh = networks.network(hidden=(11, 3), seed=5, batch_norm=batch_norm)
+    fresh = networks.network(hidden=(11, 3), seed=5, batch_norm=tower.has_batch_norm, layer_norm=norm == "layer_norm")
     start_from_slice(Pointwise(fresh), source, batches)
     expected = tower.slice((11, 3), statistics=False).eval()
-    if batch_norm:
+    if tower.has_batch_norm:
         calibrate(expected, [tables.vectors(batch).x_BX for batch in batches])
     torch.testing.assert_close(fresh.eval()(batches[0]), expected(tables.vectors(batches[0]).x_BX))
     with torch.no_grad():

@@ -96,6 +96,35 @@ def test_two_processes_have_the_losses_of_one(
     assert together["best_step"] == result["best_step"]
 
 
+SLIMMABLE = """
+[towers.wide]
+hidden = [32, 16]
+layer_norm = true
+
+[models.slim]
+objective = "slimmable"
+tower = "wide"
+booster = "light"
+non_uniform = true
+gradient_to_tables = 1.0
+"""
+
+
+def test_a_slimmable_model_draws_the_same_widths_on_two_processes(tmp_path: Path) -> None:
+    """Each rank has a generator of its own, for dropout; the widths of a step are one step's."""
+    path = tmp_path / "small.toml"
+    path.write_text(small_recipe.RECIPE + SLIMMABLE)
+    settings = (*SETTINGS, "data.synthetic.rows=5000", "train.epochs=2")
+    expected, alone = run_model(path, tmp_path / "one", 1, "slim", *settings)
+    steps, together = run_model(path, tmp_path / "two", 2, "slim", *settings)
+    assert len(expected) >= 80
+    assert expected[0].keys() == {"widest", "narrower", "booster", "hint"}
+    assert len({round(step["narrower"] / step["widest"], 6) for step in expected}) > 75
+    assert_alike(steps, expected)
+    assert together["processes"] == 2
+    assert together["best"] == pytest.approx(alone["best"], abs=2e-3)
+
+
 def test_a_killed_run_goes_on_with_another_number_of_processes(
     recipe: Path, alone: tuple[Path, list[dict[str, float]], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctrkit.manifest import MAX_WIDTHS
+
 ROWS = 64
 """Versions that may be loaded at a time, over all models; each counts into a row of its own."""
 STALE_S = 1.0
@@ -44,6 +46,7 @@ _ROW = np.dtype(
     [
         ("requests", np.int64),
         ("ads", np.int64),
+        ("widths", np.int64, MAX_WIDTHS),
         *((name, np.int64) for name in COUNTS),
         ("score_sum", np.float64),
         ("scores", np.int64, len(SCORE_EDGES) + 1),

@@ -28,7 +28,7 @@ def check(
     new = Model.load(path, name, version, settings)
     old = None if serving is None else _load_serving(settings, name, *serving)
     if old is not None and same_signature:
-        if new.signature() != old.signature() or new.lacks_item_table_of(old):
+        if new.signature() != old.signature() or new.lacks_what_callers_name(old):
             raise UserError(
                 f"it takes other inputs than version {old.version}, which serves: callers would fail. Give it a name "
                 "of its own, or load it with the parameter allow_other_signature"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.grpc_messages import MESSAGES, SERVICE
-from ctrkit_serving.server.model import no_such_output
+from ctrkit_serving.server.model import no_such_output, rows_of
 from ctrkit_serving.server.protocol import (
     DTYPES,
     RequestError,
@@ -90,7 +90,9 @@ class _InferJob(Job):
         no_such_output(model, {output.name: True for output in request.outputs})
         inputs = _inputs(request)
         decoded = time.monotonic()
-        return decoded, model.score(inputs, _parameters(request.parameters))
+        parameters = _parameters(request.parameters)
+        self.width = model.width(parameters, rows_of(inputs), decoded - self.arrived)
+        return decoded, model.score(inputs, parameters, self.width)
 
     def answer(self, scores_N: Float32Array) -> None:
         """Hand the scores to the call that waits for them."""

@@ -86,10 +86,15 @@ class _Collector:
             "ctrkit_score_drift", "Population stability index against the version before it.", labels=labels
         )
         stages = HistogramMetricFamily("ctrkit_stage_seconds", "Time by stage.", labels=[*labels, "stage"])
-        for (name, version), (_, row) in sorted(service.loaded.items()):
+        widths = CounterMetricFamily(
+            "ctrkit_width_requests", "Requests scored, by the width they were scored at.", labels=[*labels, "width"]
+        )
+        for (name, version), (model, row) in sorted(service.loaded.items()):
             label, total = [name, str(version)], service.board.row_totals(row)
             serving.add_metric(label, float(service.serving.get(name) == version))
             ads.add_metric(label, float(total["ads"]))
+            for width, count in zip(model.scorer.widths, total["widths"], strict=False):
+                widths.add_metric([*label, width], float(count))
             for field, family in zip(_COUNTED, counted, strict=True):
                 family.add_metric(label, float(total[field]))
             scores.add_metric(label, _buckets(SCORE_EDGES, total["scores"]), float(total["score_sum"]))
@@ -99,7 +104,7 @@ class _Collector:
             for i, stage in enumerate(STAGES):
                 buckets = _buckets(STAGE_EDGES, total["stages"][i])
                 stages.add_metric([*label, stage], buckets, float(total["stage_sum"][i]))
-        yield from (serving, ads, *counted, scores, mean, drift, stages)
+        yield from (serving, ads, widths, *counted, scores, mean, drift, stages)
 
 
 def _buckets(edges: npt.NDArray[np.float64], counts: Any) -> list[tuple[str, float]]:

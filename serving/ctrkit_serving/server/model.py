@@ -1,9 +1,11 @@
 """A version of a model as the server sees it: the one place that knows the scorer."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 import numpy as np
@@ -15,12 +17,12 @@ from ctrkit.schema import SequenceFeature
 from ctrkit.tables import UNSEEN
 from ctrkit_serving.latency import resample
 from ctrkit_serving.scorer import Float32Array, Scorer
-from ctrkit_serving.server.protocol import RequestError, Tensor, bad, short
+from ctrkit_serving.server.protocol import RequestError, Tensor, bad, micros_s, short
 from ctrkit_serving.server.settings import Settings
 
 _OIP_TYPES = {"int64": "INT64", "float32": "FP32"}
 _RAW_TYPES = {"int": "INT64", "float": "FP64", "string": "BYTES"}
-WARM_ADS, WARM_CALLS = (1, 10, 100, 400), 60
+WARM_ADS, WARM_CALLS, TIMED_CALLS = (1, 10, 100, 400), 60, 9
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Model:
         self._key = None if scorer.item_table is None else scorer.item_table.key
         self.raw_inputs = _raw_inputs(scorer)
         self.encoded_inputs = [Input(n, _OIP_TYPES[s.dtype], s.shape) for n, s in scorer.inputs.items()]
+        self._seconds: dict[str, list[float]] = {}
+        """What a request of `WARM_ADS` ads takes, by width."""
         integers = (n for n, s in scorer.inputs.items() if s.dtype == "int64")
         self._id_inputs = {n for n in integers if not n.endswith("_length")}
         self._uncounted = np.zeros(5, np.int64)
@@ -78,7 +82,51 @@ class Model:
         sized = [resample(golden[i % len(golden)], ads, rng) for i, ads in enumerate(WARM_ADS)]
         for i in range(calls):
             self.scorer.score_request(sized[i % len(sized)])
+        for width in self.scorer.widths:
+            self._seconds[width] = [self._median_s(request, width) for request in sized]
         self._uncounted = self._counts()
+
+    def _median_s(self, request: Request, width: str) -> float:
+        took = []
+        for _ in range(TIMED_CALLS):
+            start = time.perf_counter()
+            self.scorer.score_request(request, width=width)
+            took.append(time.perf_counter() - start)
+        return median(took)
+
+    def width(self, parameters: Mapping[str, Any], num_ads: int, spent_s: float) -> str | None:
+        """The width that a request is scored at, None where there is one only.
+
+        The parameter `width` names it; with `deadline_us` it is the widest that, by what each took at warm-up, is done
+        so many microseconds after the request arrived, or else the narrowest; with neither, the widest.
+
+        Args:
+            parameters: of the request.
+            num_ads: of the request.
+            spent_s: since it arrived: the longer it waited, the narrower.
+
+        Raises:
+            UserError: the model has no such width.
+            RequestError: a parameter has another form.
+        """
+        given, deadline_s = parameters.get("width"), micros_s(parameters, "deadline_us")
+        if given is not None and deadline_s is not None:
+            raise bad("parameters 'width' and 'deadline_us': give one of them")
+        if given is not None:
+            if isinstance(given, bool) or not isinstance(given, str | int | float):
+                raise bad("parameter 'width' is a name or a number")
+            return self.scorer.bundle.width(given)
+        widths = self.scorer.widths
+        if deadline_s is None or not widths:
+            return next(iter(widths), None)
+        left_s = deadline_s - spent_s
+        return next((each for each in widths if self._expected_s(each, num_ads) <= left_s), widths[-1])
+
+    def _expected_s(self, width: str, num_ads: int) -> float:
+        """What so many ads take, on a line between those that were timed, and beyond the last two."""
+        seconds = self._seconds[width]
+        beyond = max(0, num_ads - WARM_ADS[-1]) / (WARM_ADS[-1] - WARM_ADS[-2])
+        return float(np.interp(num_ads, WARM_ADS, seconds)) + beyond * max(0.0, seconds[-1] - seconds[-2])
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """As the protocol has it; the encoded inputs, which it has no word for, among the parameters."""
@@ -92,6 +140,7 @@ class Model:
             "parameters": {
                 "version": str(self.version),
                 "precision": self.scorer.precision,
+                **({"widths": list(self.scorer.widths)} if self.scorer.widths else {}),
                 "item_table": self._key,
                 "encoded_inputs": [i.to_json() for i in self.encoded_inputs],
                 "encoding_fingerprint": manifest.encoding_fingerprint,
@@ -104,12 +153,15 @@ class Model:
         inputs = sorted(json.dumps(i.to_json()) for i in self.raw_inputs)
         return json.dumps([inputs, self.output])
 
-    def lacks_item_table_of(self, other: Self) -> bool:
-        """Whether requests that name ads by the item table's key alone are answered by the other one only."""
-        return other._key is not None and self._key != other._key
+    def lacks_what_callers_name(self, other: Self) -> bool:
+        """Whether requests that name ads by the item table's key alone, or a width, are answered by the other only."""
+        lacks_table = other._key is not None and self._key != other._key
+        return lacks_table or not set(other.scorer.widths) <= set(self.scorer.widths)
 
-    def score(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Float32Array:
-        """Click probability of each ad, float32 [N].
+    def score(
+        self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Any], width: str | None = None
+    ) -> Float32Array:
+        """Click probability of each ad, float32 [N], at the width that `width` chose.
 
         Raises:
             RequestError: names, types, shapes or values are not the model's.
@@ -117,14 +169,14 @@ class Model:
         """
         if inputs.keys() <= self._encoded and not inputs.keys() <= self._sources.keys():
             self._check_fingerprint(parameters)
-            return self._score_encoded(inputs)
-        return self.score_request(self._request(inputs))
+            return self._score_encoded(inputs, width)
+        return self.score_request(self._request(inputs), width)
 
-    def score_request(self, request: Request) -> Float32Array:
+    def score_request(self, request: Request, width: str | None = None) -> Float32Array:
         """The same of a request of raw values."""
         if request.num_ads > self._max_ads:
             raise bad(f"{request.num_ads} ads; this server takes {self._max_ads:,} a request")
-        return self._checked(lambda: self.scorer.score_request(request))
+        return self._checked(lambda: self.scorer.score_request(request, width=width))
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Values, unseen and missing so far, look-ups in the item table, and those of ads that it had not."""
@@ -141,12 +193,12 @@ class Model:
         if given is not None and given != self.scorer.bundle.manifest.encoding_fingerprint:
             raise bad("the ids were encoded for another version: encoding_fingerprint is not this one's")
 
-    def _score_encoded(self, inputs: Mapping[str, Tensor]) -> Float32Array:
+    def _score_encoded(self, inputs: Mapping[str, Tensor], width: str | None) -> Float32Array:
         arrays = {name: tensor.values for name, tensor in inputs.items()}
-        num_ads = max(len(values) if values.ndim else 0 for values in arrays.values())
+        num_ads = rows_of(inputs)
         if num_ads > self._max_ads:
             raise bad(f"{num_ads} ads; this server takes {self._max_ads:,} a request")
-        scores_N = self._checked(lambda: self.scorer.score_ids(arrays))
+        scores_N = self._checked(lambda: self.scorer.score_ids(arrays, width=width))
         for name in self._id_inputs & arrays.keys():
             self.counted[:2] += np.array([arrays[name].size, np.count_nonzero(arrays[name] == UNSEEN)])
         if "ads" in arrays:
@@ -185,6 +237,11 @@ class Model:
         if num_context > 1:
             context = _context_rows(sides["context"], num_context)
         return Request({name: _plain(values[0]) for name, values in sides["user"].items()}, sides["item"], context)
+
+
+def rows_of(inputs: Mapping[str, Tensor]) -> int:
+    """Rows of the longest tensor: the ads of a request."""
+    return max((len(tensor.values) if tensor.values.ndim else 0 for tensor in inputs.values()), default=0)
 
 
 def _raw_inputs(scorer: Scorer) -> list[Input]:

@@ -62,11 +62,16 @@ class InferRequest:
 
 def timeout_s(parameters: Mapping[str, Any]) -> float | None:
     """Seconds of the parameter `timeout`."""
-    micros = parameters.get("timeout")
+    return micros_s(parameters, "timeout")
+
+
+def micros_s(parameters: Mapping[str, Any], name: str) -> float | None:
+    """Seconds of a parameter in microseconds; None if it is not there."""
+    micros = parameters.get(name)
     if micros is None:
         return None
     if isinstance(micros, bool) or not isinstance(micros, int) or not 0 < micros < 2**53:
-        raise bad("parameter 'timeout' is a whole number of microseconds above zero")
+        raise bad(f"parameter '{name}' is a whole number of microseconds above zero")
     return micros / 1e6
 
 

@@ -9,7 +9,7 @@ from ctrkit.request import Request
 from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.http import Exchange
 from ctrkit_serving.server.metrics import CONTENT_TYPE, render
-from ctrkit_serving.server.model import no_such_output
+from ctrkit_serving.server.model import no_such_output, rows_of
 from ctrkit_serving.server.protocol import InferRequest, RequestError, bad, decode_infer, encode_infer, load_json
 from ctrkit_serving.server.service import Job, Loaded, Manage, Service
 from ctrkit_serving.server.settings import MODEL_NAME
@@ -32,7 +32,8 @@ class InferJob(Job):
         self._request = request = decode_infer(exchange.body, exchange.headers.get(b"inference-header-content-length"))
         no_such_output(model, request.outputs)
         decoded = time.monotonic()
-        return decoded, model.score(request.inputs, request.parameters)
+        self.width = model.width(request.parameters, rows_of(request.inputs), decoded - self.arrived)
+        return decoded, model.score(request.inputs, request.parameters, self.width)
 
     def answer(self, scores_N: Float32Array) -> None:
         """Send the scores, binary or JSON as asked."""
@@ -60,13 +61,18 @@ class InferJob(Job):
 
 
 class ScoreJob(InferJob):
-    """`POST v2/models/NAME/score`: a request as `ctrkit score` reads it, in JSON."""
+    """`POST v2/models/NAME/score`: a request as `ctrkit score` reads it, in JSON, and `parameters` beside it."""
 
     def score(self) -> tuple[float, Float32Array]:
         """Read and score."""
-        request = Request.from_json(load_json(self._exchange.body))
+        content, model = load_json(self._exchange.body), self.loaded.model
+        parameters = content.pop("parameters", {}) if isinstance(content, dict) else {}
+        if not isinstance(parameters, dict):
+            raise bad("'parameters' is an object")
+        request = Request.from_json(content)
         decoded = time.monotonic()
-        return decoded, self.loaded.model.score_request(request)
+        self.width = model.width(parameters, request.num_ads, decoded - self.arrived)
+        return decoded, model.score_request(request, self.width)
 
     def answer(self, scores_N: Float32Array) -> None:
         """Send the scores."""

@@ -32,6 +32,8 @@ class Job:
     def __init__(self, arrived: float, loaded: Loaded) -> None:
         self.arrived, self.loaded = arrived, loaded
         self.deadline = 0.0
+        self.width: str | None = None
+        """That it was scored at; None where there is one only."""
 
     def score(self) -> tuple[float, Float32Array]:
         """Read the request and score it: the time at which it was read, and the scores."""
@@ -195,6 +197,8 @@ class Service:
         row = self._rows[job.loaded.row]
         row["requests"] += 1
         row["ads"] += len(scores_N)
+        if job.width is not None:
+            row["widths"][job.loaded.model.scorer.widths.index(job.width)] += 1
         row["score_sum"] += float(scores_N.sum(dtype=np.float64))
         row["scores"] += np.bincount(np.searchsorted(SCORE_EDGES, scores_N), minlength=len(SCORE_EDGES) + 1)
         took = np.array([start - job.arrived, decoded - start, scored - decoded, end - scored, end - job.arrived])

@@ -1,0 +1,58 @@
+"""One bundle of several widths of a slimmable model, over the same tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctrkit.atomic import write_json
+from ctrkit.errors import UserError
+from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.export.widths import Width
+from ctrkit.manifest import MAX_WIDTHS
+from ctrkit.run import sha256
+from ctrkit.slim import Slim
+from ctrkit.training.autoslim import Channels
+
+
+def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, Any]:
+    """Export some widths side by side: each request may ask for one, and gets the widest if it does not.
+
+    Args:
+        slim: the trained model.
+        widths: fractions, "0.5", or the channels of each layer, "104x40".
+        place: of the bundle.
+
+    Raises:
+        UserError: a width is none, two are the same tower, or they are too many.
+    """
+    towers = dict(_tower(slim, width) for width in widths)
+    if len(set(towers.values())) < len(widths) or len(widths) > MAX_WIDTHS:
+        raise UserError(
+            f"--widths {' '.join(widths)}: give up to {MAX_WIDTHS}, each once; they are the towers "
+            f"{sorted(map(list, towers.values()))}"
+        )
+    ordered = sorted(towers, key=lambda name: slim.tower.multiplications_at(towers[name]), reverse=True)
+    channels = [towers[name] for name in ordered]
+    networks, reports = slim.networks(channels), slim.reports(channels, "test", HeldOut(slim.run.log, "test"))
+    found = {}
+    for name, (tower, network) in zip(ordered, networks.items(), strict=True):
+        metrics = {key: value for key, value in reports[tower].items() if isinstance(value, float)}
+        found[name] = Width(network, metrics)
+    widest = found[ordered[0]]
+    fingerprint = sha256([slim.run.train(slim.model)["weights"], [[name, towers[name]] for name in ordered]])
+    bundle = slim.run.write(widest.network, place, slim.model, dict(widest.metrics), fingerprint, widths=found)
+    entries = {name: entry.model_dump(mode="json") for name, entry in bundle.manifest.widths.items()}
+    result = {"model": slim.model, "bundle": str(place), "widths": entries}
+    write_json(place.with_name(f"{place.name}.json"), result)
+    return result
+
+
+def _tower(slim: Slim, width: str) -> tuple[str, Channels]:
+    """Name and channels."""
+    try:
+        if "x" in width:
+            channels = slim.tower.channels([int(part) for part in width.split("x")])
+            return "x".join(map(str, channels)), channels
+        return f"{float(width):g}", slim.tower.channels(float(width))
+    except ValueError as error:
+        raise UserError(f"--widths {width}: {error}; give fractions such as 0.5, or channels such as 104x40") from error
