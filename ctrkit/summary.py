@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
 from ctrkit.config import BEST, Recipe, network_name
-from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config_models import DistillationConfig, PointwiseConfig, RocketLaunchingConfig
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.bench.machine import processor
 from ctrkit_serving.latency import measure
@@ -66,25 +66,27 @@ def summarize(run: "Run") -> dict[str, Any]:
     return summary
 
 
-def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """(rocket - light) / (booster - light) in test GAUC, of the first rocket whose towers are all trained alone.
+def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """(taught - light) / (booster - light) in test GAUC, by network that learns from another and can ship.
 
-    Of several boosters the best one counts. None if there is no such rocket, or no booster alone is better than the
-    light tower alone.
+    Those of rockets and distillation count whose tower is trained alone too: that is `light`. `booster` is the best
+    of the other towers that are trained alone; where it is not better there is no gap, and the network is left out.
     """
     alone: dict[str, str] = {}
     for name, config in recipe.models.items():
         if isinstance(config, PointwiseConfig):
             alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
+    found = {}
     for name, config in recipe.models.items():
-        if isinstance(config, RocketLaunchingConfig) and set(config.towers) <= set(alone):
-            boosters = [networks[alone[tower]]["gauc"] for tower in config.boosters]
-            light, booster = networks[alone[config.light]]["gauc"], None if None in boosters else max(boosters)
-            rocket = networks[network_name(name, "light")]["gauc"]
-            if None not in (light, booster, rocket) and booster > light:
-                return float((rocket - light) / (booster - light))
-            return None
-    return None
+        if not isinstance(config, RocketLaunchingConfig | DistillationConfig) or config.towers[0] not in alone:
+            continue
+        light, taught = alone[config.towers[0]], network_name(name, config.roles[0])
+        low, reached = networks[light]["gauc"], networks[taught]["gauc"]
+        others = [networks[model]["gauc"] for model in alone.values() if model != light]
+        high = max((value for value in others if value is not None), default=None)
+        if None not in (low, reached, high) and high > low:
+            found[taught] = float((reached - low) / (high - low))
+    return found
 
 
 def cheaper_choice(run: "Run") -> dict[str, Any]:
@@ -134,14 +136,12 @@ def table(summary: Mapping[str, Any]) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    gap = summary["gap_closed"]
-    if gap is not None and gap >= 0:
+    if summary["gap_closed"]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["gap_closed"].items())
         lines.append(
-            f"\nThe rocket's light tower closes {gap:.0%} of the gap in GAUC between light and booster alone (one run: "
-            "what another seed would change is not in it)."
+            f"\nOf the gap in GAUC between light and booster alone, these close: {shares} (one run: what another seed "
+            "would change is not in it)."
         )
-    elif gap is not None:
-        lines.append("\nThe rocket's light tower is behind the light tower alone in GAUC.")
     if summary.get("chosen_by_validation"):
         lines.append(
             f"\n{summary['exported']} goes online: of what costs least to serve, it has the best "

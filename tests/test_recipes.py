@@ -55,7 +55,7 @@ def test_light_booster_and_rocket_stand_side_by_side(path: Path) -> None:
     assert isinstance(rocket, RocketLaunchingConfig)
     privileged = [tower for tower in rocket.boosters if recipe.towers[tower].privileged]
     assert (alone["light"], alone["booster"]) == (rocket.light, *({"booster"} if privileged else rocket.boosters))
-    assert recipe.export_model == ("rocket" if recipe.name == "demo" else "best")
+    assert recipe.export_model == "best"
 
 
 @every_recipe

@@ -158,7 +158,7 @@ def test_the_light_network_of_the_rocket_goes_online(finished_run: Path) -> None
 
 def test_the_table_for_people(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    shown = table({**summary, "gap_closed": 0.6})
+    shown = table({**summary, "gap_closed": {"rocket_light": 0.6, "distilled": -0.2}})
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
     header = lines["network"]
     assert header[:4] == ["network", "GAUC", "AUC", "log"]
@@ -167,9 +167,8 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert lines["rocket_light"][-2] == f"{summary['latency_ms']['light']['p50']:.2f}"
     assert lines["rocket_booster"][-2] == f"{summary['latency_ms']['booster']['p50']:.2f}"
     assert lines["oracle"][-3:] == ["-", "-", "-"]
-    assert "closes 60% of the gap" in shown
-    assert "gap" not in table({**summary, "gap_closed": None})
-    assert "behind the light tower alone in GAUC" in table({**summary, "gap_closed": -0.2})
+    assert "alone, these close: rocket_light 60%, distilled -20% (one run" in shown
+    assert "gap" not in table({**summary, "gap_closed": {}})
     rival = {"exported": "rocket", "better_on_validation": "light", "monitor": "gauc"}
     assert "light costs the same and has the better gauc on validation: --set export.model=light" in table(
         summary | rival
@@ -224,21 +223,29 @@ def test_the_share_of_the_gap_that_is_closed(
     run, _ = opened(tmp_path / "run")
     values = {"light": light, "booster": booster, "rocket_light": rocket, "rocket_booster": 0.9}
     networks = {name: {"gauc": value} for name, value in values.items()}
-    assert gap_closed(run.recipe, networks) == (None if closed is None else pytest.approx(closed))
+    assert gap_closed(run.recipe, networks) == ({} if closed is None else {"rocket_light": pytest.approx(closed)})
 
 
 def test_the_first_model_of_a_tower_is_its_baseline(tmp_path: Path) -> None:
     run, _ = opened(tmp_path / "run", 'models.another={objective="pointwise",tower="light"}')
     values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "another": 0.64}
     networks = {name: {"gauc": value} for name, value in values.items()}
-    assert gap_closed(run.recipe, networks) == pytest.approx(0.5)
+    assert gap_closed(run.recipe, networks) == {"rocket_light": pytest.approx(0.5)}
+
+
+def test_a_distilled_tower_closes_the_gap_too(tmp_path: Path) -> None:
+    extra = 'models.taught={objective="distillation",student="light",teachers=["booster"]}'
+    run, _ = opened(tmp_path / "run", extra)
+    values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "taught": 0.72}
+    networks = {name: {"gauc": value} for name, value in values.items()}
+    assert gap_closed(run.recipe, networks) == {"rocket_light": pytest.approx(0.5), "taught": pytest.approx(1.2)}
 
 
 def test_no_gap_without_both_towers_alone(tmp_path: Path) -> None:
     recipe = load_recipe(small_recipe.write(tmp_path))
     models = {name: model for name, model in recipe.models.items() if name != "booster"}
     networks = {"light": {"gauc": 0.6}, "rocket_light": {"gauc": 0.7}}
-    assert gap_closed(recipe.model_copy(update={"models": models}), networks) is None
+    assert gap_closed(recipe.model_copy(update={"models": models}), networks) == {}
 
 
 def test_names_of_networks() -> None:
@@ -433,7 +440,7 @@ def test_a_light_model_alone(copy: Path) -> None:
     summary = summarize(run)
     assert list(summary["models"]) == ["light", "oracle"]
     assert summary["latency_ms"].keys() == {"light"}
-    assert summary["gap_closed"] is None
+    assert summary["gap_closed"] == {}
     assert "light" in table(summary)
     assert run.booster_bundle is None
 
