@@ -140,6 +140,18 @@ class Bundle:
         return cls(directory, manifest, encoding, golden)
 
 
+def bundle_place(directory: Path | str) -> Path:
+    """Where a bundle may be written, absolute; a link to a bundle keeps pointing to its place.
+
+    Raises:
+        UserError: something that is no bundle lies there.
+    """
+    place = Path(os.path.realpath(directory))
+    if place.exists() and not (place / MANIFEST).is_file() and not _is_empty_directory(place):
+        raise UserError(f"{directory}: exists and is no bundle; give another place or remove it")
+    return place
+
+
 def write_bundle(
     directory: Path | str,
     *,
@@ -181,9 +193,7 @@ def write_bundle(
             is no bundle, the golden requests are unfit, or a metric is not finite.
     """
     golden.check()
-    place = Path(os.path.realpath(directory))  # a link to a bundle keeps pointing to its place
-    if place.exists() and not (place / MANIFEST).is_file() and not _is_empty_directory(place):
-        raise UserError(f"{directory}: exists and is no bundle; give another place or remove it")
+    place = bundle_place(directory)
     with atomic_directory(place) as partial:
         _copy_model(model, partial, widths or {})
         encoding.save(partial / ENCODING, counts=False)

@@ -250,7 +250,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     if options.model is not None and options.model not in run.recipe.models:
         raise UserError(f"--model {options.model}: not in [models]: {sorted(run.recipe.models)}")
     models = [options.model] if options.model else list(run.recipe.models)
-    run.check_starts(models)
+    run.check(models)
     results = {model: run.train(model) for model in models}
     run.ranks.leave()
     lines = [f"{model}: best valid {r['monitor']} {r['best']:.4f}" for model, r in results.items()]
@@ -318,8 +318,10 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 
 def _slim(options: argparse.Namespace) -> dict[str, Any]:
     from ctrkit.budget import Budget
+    from ctrkit.bundle import bundle_place
 
     budget = None if options.budget is None else Budget.parse(options.budget)
+    place = bundle_place(options.out or options.run / "slim" / ("widths" if budget is None else "bundle"))
     recipe = read_recipe(options.run / "recipe.json")
     from ctrkit.run import Run
     from ctrkit.slim import Slim
@@ -333,14 +335,14 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     if budget is None:
         from ctrkit.slim_widths import export_widths
 
-        result = export_widths(slim, options.widths, options.out or options.run / "slim" / "widths")
+        result = export_widths(slim, options.widths, place)
         lines = [
             f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
             for name, entry in result["widths"].items()
         ]
         return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
     front = slim.front(budget, search=not options.uniform)
-    result = slim.choose(budget, options.out or options.run / "slim" / "bundle", front)
+    result = slim.choose(budget, place, front)
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"

@@ -154,6 +154,7 @@ class Recipe(Strict):
             self._check_roles(name, model)
             for taken in {"oracle", *(f"{name}_{role}" for role in model.roles if role)} & set(self.models):
                 raise ValueError(f"model '{taken}' has the name of another network of the results; rename it")
+        self._check_network_names()
         if BEST in self.models:
             raise ValueError(f"a model cannot be called '{BEST}': export.model = \"{BEST}\" chooses one; rename it")
         if self.export.model not in (None, BEST, *self.models):
@@ -165,8 +166,7 @@ class Recipe(Strict):
                 f"model '{self.export_model}' goes online (export.model, else the last one), but its tower sees "
                 "privileged features, which do not exist there"
             )
-        if (self.export.items is None) != (self.export.item_key is None):
-            raise ValueError("export.items and export.item_key go together: a file of ads, and its column of names")
+        self._check_item_key()
         if self.data.split.by == "time" and self.columns.time is None:
             raise ValueError("split by time needs columns.time")
         unknown = sorted(set(self.embedding.dims) - set(self.schema_().tables()))
@@ -175,6 +175,29 @@ class Recipe(Strict):
                 f"embedding.dims names '{unknown[0]}', which is no table: {sorted(self.schema_().tables())}"
             )
         return self
+
+    def _check_item_key(self) -> None:
+        """What names an ad is known online, and so is the file of ads."""
+        if (self.export.items is None) != (self.export.item_key is None):
+            raise ValueError("export.items and export.item_key go together: a file of ads, and its column of names")
+        hidden = {f.source: f.name for f in self.schema_().privileged_features}
+        if self.export.item_key in hidden:
+            raise ValueError(
+                f"export.item_key '{self.export.item_key}' is the column of the privileged feature "
+                f"'{hidden[self.export.item_key]}', which does not exist online; name ads by another column"
+            )
+
+    def _check_network_names(self) -> None:
+        """Files and tables of results have a network by its name."""
+        owners: dict[str, str] = {}
+        for name, model in self.models.items():
+            for role in (*model.roles, *(role for role in model.shipped if role == "mean")):
+                owner = owners.setdefault(network_name(name, role), name)
+                if owner != name:
+                    raise ValueError(
+                        f"models '{owner}' and '{name}' both have a network '{network_name(name, role)}' in the "
+                        "results; rename one of them"
+                    )
 
     def _check_roles(self, name: str, model: Model) -> None:
         """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
@@ -189,6 +212,11 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
+        if vars(model).get("unexposed") and not self.schema_().side("item"):
+            raise ValueError(
+                f"model '{name}': unexposed candidates are made of other impressions' ads, but no feature has "
+                'side = "item"; set unexposed = 0'
+            )
         above = self._networks_above(name)
         for teacher in model.taught_by:
             if teacher not in above and teacher not in self.columns.teachers:
@@ -230,11 +258,12 @@ class Recipe(Strict):
         towers = [self.towers[tower] for tower in model.towers]
         shapes = {(len(tower.hidden), tower.activation, tower.batch_norm) for tower in towers}
         mlps = all(tower.kind == "mlp" and tower.hidden and tower.activation != "prelu" for tower in towers)
+        mlps = mlps and not any(tower.layer_norm for tower in towers)
         if len(shapes) > 1 or not mlps or any(tower.privileged for tower in towers):
             raise ValueError(
                 f"model '{name}' ships a mean, which is one MLP: give it towers of kind mlp, not privileged, with the "
-                "same number of hidden layers, at least one, the same activation (not prelu) and the same batch_norm, "
-                'or serve = "best"'
+                "same number of hidden layers, at least one, the same activation (not prelu), the same batch_norm and "
+                'no layer_norm, or serve = "best"'
             )
 
     def _networks_above(self, model: str) -> dict[str, tuple[str, str]]:

@@ -346,6 +346,8 @@ class CoTrainingConfig(_Taught):
             for role in roles:
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
+        if "mean" in self.networks:
+            raise ValueError("networks: 'mean' is what the mean of several is called; rename that network")
         return self
 
 
@@ -426,8 +428,8 @@ class SlimmableConfig(_Model):
     def _fits(self) -> Self:
         if self.serve is not None and self.serve not in self.widths:
             raise ValueError(f"serve = {self.serve:g} is not one of widths: {self.widths}")
-        if len(set(self.widths)) < len(self.widths):
-            raise ValueError(f"widths has one twice: {self.widths}")
+        if len(self.fractions) < len(self.widths):
+            raise ValueError(f"widths has one twice, to the six digits that tell them apart: {self.widths}")
         if self.sampling == "sandwich" and self.samples < 2:
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:

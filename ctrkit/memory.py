@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ctrkit.builders.check import untrained_teachers
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.config import Recipe
 from ctrkit.errors import UserError
-from ctrkit.nn.network import Network
 from ctrkit.schema import SequenceFeature
 from ctrkit.training.ranks import Ranks
 
@@ -55,7 +55,7 @@ def check_memory(
 def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dict[str, int]:
     """Bytes of each table with the state of its optimizer, and of the towers with gradient and state."""
     with torch.device("meta"):  # shapes without memory
-        frozen = _untrained_teachers(recipe, model, num_rows)
+        frozen = untrained_teachers(recipe, model, num_rows)
         objective = build_objective(recipe, model, num_rows, frozen=frozen)
         optimizers, _, towers = build_optimizers(objective, recipe.train_config(model), total_steps=1)
     state = {id(weight): values for optimizer in optimizers for weight, values in optimizer.state.items()}
@@ -69,14 +69,6 @@ def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dic
             stack = embedding.stacks[str(weight.shape[1])]
             kept = sum(value.nbytes for value in state[id(stack)].values() if isinstance(value, torch.Tensor))
             found[part] = found.get(part, 0) + weight.nbytes + kept * len(weight) // len(stack)
-    return found
-
-
-def _untrained_teachers(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dict[str, Network]:
-    found = {}
-    for name, (teacher, role) in recipe.frozen_teachers(model).items():
-        frozen = _untrained_teachers(recipe, teacher, num_rows)
-        found[name] = build_objective(recipe, teacher, num_rows, frozen=frozen).networks()[role]
     return found
 
 

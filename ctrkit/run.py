@@ -13,13 +13,14 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
+from ctrkit.builders.check import check_networks
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import BEST, Recipe, as_dict, network_name, serving_dict
 from ctrkit.config_models import PointwiseConfig
@@ -117,24 +118,23 @@ class Run:
     def train(self, model: str) -> dict[str, Any]:
         """Train one model; its `result.json`."""
         if model not in self._results:
-            self._start(model)  # what cannot be started from is told before the log is prepared
+            self.check([model])  # what cannot be built or started from is told before the log is prepared
             self._results[model] = self._train(model)
         return self._results[model]
 
     def train_all(self) -> bool:
         """Train all models; whether this process goes on: of several ranks the first does, by itself."""
-        for model in self.recipe.models:
-            self._start(model)  # before another is trained
-        self.check_starts(self.recipe.models)
+        self.check(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
         first = self.ranks.rank == 0
         self.ranks = self.ranks.leave()
         return first
 
-    def check_starts(self, models: Iterable[str]) -> None:
-        """Refuse models that start from weights that are not there, before the first of them is trained."""
+    def check(self, models: Iterable[str]) -> None:
+        """Refuse models that cannot be built, or start from weights that are not there, before one is trained."""
         for model in models:
+            self.ranks.on_first(partial(check_networks, self.recipe, model))
             self._start(model)
 
     def _train(self, model: str) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Run:
     def evaluation(self) -> dict[str, Any]:
         """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
         place = self.directory / "evaluation.json"
-        self.check_starts(self.recipe.models)
+        self.check(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
         fingerprint = sha256({model: self._weights(model) for model in self.recipe.models})

@@ -140,15 +140,30 @@ class Schema(BaseModel):
             raise ValueError("every feature is privileged: nothing is left to serve with")
         return self
 
+    @model_validator(mode="after")
+    def _privileged_alone(self) -> Self:
+        hidden = {f.source: f.name for f in self.privileged_features}
+        for feature in self.serving_features:
+            if feature.source in hidden:
+                raise ValueError(
+                    f"column '{feature.source}' feeds '{hidden[feature.source]}', which is privileged, and "
+                    f"'{feature.name}', which is not: what only training knows would serve; make both privileged"
+                )
+        return self
+
     @property
     def privileged_features(self) -> tuple[Feature, ...]:
         """Those that only training has."""
         return tuple(f for f in self.features if f.privileged)
 
+    @property
+    def serving_features(self) -> tuple[Feature, ...]:
+        """Those that requests have too."""
+        return tuple(f for f in self.features if not f.privileged)
+
     def serving(self) -> Self:
         """The schema of requests and bundles: without privileged features and teachers."""
-        kept = tuple(f for f in self.features if not f.privileged)
-        return self.model_copy(update={"features": kept, "teachers": (), "unlabelled": False})
+        return self.model_copy(update={"features": self.serving_features, "teachers": (), "unlabelled": False})
 
     @property
     def sparse_features(self) -> tuple[CategoricalFeature | SequenceFeature | DenseFeature, ...]:

@@ -1,6 +1,5 @@
 """The best tower that keeps a budget: widths of a slimmable model are judged, measured, exported and measured again."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from typing import Any
 
 import torch
 
-from ctrkit.atomic import write_json
+from ctrkit.atomic import atomic_directory, write_json
 from ctrkit.budget import Budget
+from ctrkit.bundle import bundle_place
 from ctrkit.config_models import SlimmableConfig
 from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
@@ -201,9 +201,10 @@ class Slim:
             front: towers to choose from.
 
         Raises:
-            UserError: no tower keeps it; names what the cheapest takes. Nothing is written then.
+            UserError: no tower keeps it; names what the cheapest takes. Or the place holds something that is no bundle.
+                Nothing is written then.
         """
-        run = self.run
+        run, place = self.run, bundle_place(place)
         keeping, measured = self._keeping(front, budget)
         taken: dict[str, float] = {name: found.high for name, found in measured.items()}
         for candidate in keeping:
@@ -212,8 +213,8 @@ class Slim:
                 kept = result["verified"]["high"] <= budget.limit
                 run.say(f"  {candidate.name}: {_text(budget, result['verified'])}{'' if kept else ', too much'}")
                 if kept:
-                    shutil.rmtree(place, ignore_errors=True)
-                    (Path(temporary) / "bundle").rename(place)
+                    with atomic_directory(place) as new:
+                        (Path(temporary) / "bundle").rename(new)
                     result |= {"bundle": str(place), "measured": {n: vars(m) for n, m in measured.items()}}
                     write_json(place.with_name(f"{place.name}.json"), result)
                     return result

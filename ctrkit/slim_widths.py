@@ -1,10 +1,11 @@
 """One bundle of several widths of a slimmable model, over the same tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctrkit.atomic import write_json
+from ctrkit.bundle import bundle_place
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.widths import Width
@@ -23,14 +24,17 @@ def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, A
         place: of the bundle.
 
     Raises:
-        UserError: a width is none, two are the same tower, or they are too many.
+        UserError: a width is none, two are the same tower, or they are too many; or the place holds something that is
+            no bundle.
     """
+    place = bundle_place(place)
     towers = dict(_tower(slim, width) for width in widths)
     if len(set(towers.values())) < len(widths) or len(widths) > MAX_WIDTHS:
         raise UserError(
             f"--widths {' '.join(widths)}: give up to {MAX_WIDTHS}, each once; they are the towers "
             f"{sorted(map(list, towers.values()))}"
         )
+    _warn_untrained(slim, towers)
     ordered = sorted(towers, key=lambda name: slim.tower.multiplications_at(towers[name]), reverse=True)
     channels = [towers[name] for name in ordered]
     networks, reports = slim.networks(channels), slim.reports(channels, "test", HeldOut(slim.run.log, "test"))
@@ -45,6 +49,17 @@ def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, A
     result = {"model": slim.model, "bundle": str(place), "widths": entries}
     write_json(place.with_name(f"{place.name}.json"), result)
     return result
+
+
+def _warn_untrained(slim: Slim, towers: Mapping[str, Channels]) -> None:
+    """Say which widths lie outside of those that were trained: they score, but nobody taught them."""
+    low, high = (slim.tower.channels(fraction) for fraction in slim.objective.range)
+    for name, channels in towers.items():
+        if any(not a <= c <= b for a, c, b in zip(low, channels, high, strict=True)):
+            slim.run.say(
+                f"  warning: width {name}, {list(channels)}, lies outside of what '{slim.model}' trains, {list(low)} "
+                f"to {list(high)}; put it into the model's `widths` and train again"
+            )
 
 
 def _tower(slim: Slim, width: str) -> tuple[str, Channels]:

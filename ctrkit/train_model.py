@@ -1,7 +1,8 @@
 """The training of one model of a recipe on a prepared log."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ctrkit.memory import check_memory, free_memory
 from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
+from ctrkit.objectives.hint import MEASURED_STEPS
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
@@ -110,6 +112,7 @@ class ModelTraining:
         ranks.on_first(lambda: (self.directory / "result.json").unlink(missing_ok=True))
         ranks.on_first(self._save_encoding)
         progress = trainer.fit(loader, evaluate)
+        self._check_learnt(trainer.history)
         passed = progress.epoch * loader.num_rows + min(progress.batches * loader.batch_size, loader.num_rows)
         rate = round(progress.rows / progress.seconds) if progress.seconds else None
         result = {
@@ -131,6 +134,20 @@ class ModelTraining:
             f"{rate:,} rows/s"
         )
         return result
+
+    def _check_learnt(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Say which losses were zero in every step; refuse a model for which all were, for it is as it was drawn."""
+        losses = [line["losses"] for line in history]
+        silent = [name for name in dict.fromkeys(chain(*losses)) if not any(of.get(name) for of in losses)]
+        reasons = (
+            "no row that was trained on has a label (columns.unlabelled, train.label_rate) or a teacher's score "
+            "(columns.teachers), or a hint has no weight yet (warmup_steps; gradient_share measures for "
+            f"{MEASURED_STEPS} steps)"
+        )
+        if silent and all(name in silent for of in losses for name in of):
+            raise UserError(f"model '{self.model}' has learnt nothing, every loss was zero in all steps: {reasons}")
+        for name in silent:
+            self._warn(f"nothing was learnt from the loss '{name}' of '{self.model}', which was zero: {reasons}")
 
     def _unreadable(self, loader: Loader, missing: int) -> int:
         """Rows that could not be read in what was trained on; names the row groups that other ranks met."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrkit import memory
+from ctrkit.builders.check import check_networks
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
@@ -192,6 +193,30 @@ def test_attention_needs_a_list_that_an_ads_feature_can_look_at() -> None:
         UserError, match="model 'model': tower 'attention' is of kind target_attention, but no sequence"
     ):
         built(rocket(booster="attention"), features=features)
+
+
+def test_networks_that_cannot_be_are_refused_without_a_log_and_without_memory() -> None:
+    """What a model would say after hours of training of the one above it."""
+    vast = {"vast": {"hidden": [60_000, 60_000]}}  # 14 GiB
+    check_networks(recipe(rocket(booster="vast", teachers=["pair", "booster"]), towers=vast), "model")
+    with pytest.raises(UserError, match=r"^model 'model': .*light has no hidden layer 9"):
+        check_networks(recipe(rocket(shared_layers=[[9, 0]])), "model")
+    with pytest.raises(UserError, match=r"^model 'model': a teacher stands there twice: \['light', 'light'\]"):
+        check_networks(recipe(distilled(teachers=["light", "light"])), "model")
+
+
+@pytest.mark.parametrize("name", ["type", "keys"])
+def test_a_name_that_torch_uses_is_refused(name: str) -> None:
+    lessons = [{"student": name, "teachers": ["b"]}]
+    networks_ = {name: "light", "b": "booster"}
+    with pytest.raises(UserError, match=f"^model 'model': a network cannot be called '{name}'"):
+        built({"objective": "co_training", "networks": networks_, "lessons": lessons})
+
+
+def test_a_student_of_the_label_or_of_a_hint() -> None:
+    built(distilled(label_weight=0.0, hint={"weight": 0.1}))
+    with pytest.raises(UserError, match="learns from nothing: its label weight is 0"):
+        built(distilled(label_weight=0.0, hint={"weight": 0.0}))
 
 
 # --- distillation

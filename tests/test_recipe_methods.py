@@ -126,6 +126,49 @@ def load(folder: Path, *overrides: str) -> Recipe:
             + ["features.price.privileged=true", "features.device.privileged=true"],
             "every feature is privileged: nothing is left to serve with",
         ),
+        (
+            [POSITION, "export.items=ads.parquet", "export.item_key=position"],
+            "export.item_key 'position' is the column of the privileged feature 'position', which does not exist",
+        ),
+        (
+            [POSITION, 'features.slot={side="context",column="position"}'],
+            "column 'position' feeds 'position', which is privileged, and 'slot', which is not",
+        ),
+        # --- names of networks are names of results
+        (
+            [
+                'models.c={objective="co_training",networks={mean="light",b="booster"},'
+                'lessons=[{student="mean",teachers=["b"]}]}'
+            ],
+            "models.c: networks: 'mean' is what the mean of several is called",
+        ),
+        (
+            [
+                'models.dml={objective="mutual_learning",peers=["light","light"],serve="mean"}',
+                'models.dml_mean={objective="pointwise",tower="light"}',
+            ],
+            "models 'dml' and 'dml_mean' both have a network 'dml_mean' in the results; rename",
+        ),
+        (
+            [
+                'models.a_b={objective="co_training",networks={c="light",d="booster"},'
+                'lessons=[{student="c",teachers=["d"]}]}',
+                'models.a={objective="co_training",networks={b_c="light",d="booster"},'
+                'lessons=[{student="b_c",teachers=["d"]}]}',
+            ],
+            "models 'a_b' and 'a' both have a network 'a_b_c' in the results; rename",
+        ),
+        # --- widths
+        (
+            ['models.slim={objective="slimmable",tower="light",widths=[0.3333333,0.3333334,1.0],serve=0.3333333}'],
+            "models.slim: widths has one twice, to the six digits",
+        ),
+        # --- unexposed candidates
+        (
+            [f"features.{name}.side=context" for name in ("recent_ads", "ad_id", "category_id", "price")]
+            + ["models.rocket.unexposed=1.0"],
+            "model 'rocket': unexposed candidates are made of other impressions' ads, but no feature has",
+        ),
         # --- labels
         (["train.label_rate=0.0"], "train.label_rate: .* greater than 0"),
         (["train.label_rate=1.5"], "train.label_rate: .* less than or equal to 1"),
@@ -166,7 +209,7 @@ def test_a_column_that_teaches_is_no_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["mutual_learning", "ensemble"])
 @pytest.mark.parametrize(
     "keys",
-    ['kind="dcn_v2"', "hidden=[8]", 'activation="tanh"', "batch_norm=true", "privileged=true"],
+    ['kind="dcn_v2"', "hidden=[8]", 'activation="tanh"', "batch_norm=true", "layer_norm=true", "privileged=true"],
 )
 def test_a_mean_that_cannot_ship_is_refused_before_training(tmp_path: Path, objective: str, keys: str) -> None:
     members = "peers" if objective == "mutual_learning" else "members"

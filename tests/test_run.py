@@ -84,6 +84,31 @@ def opened(directory: Path, *overrides: str) -> tuple[Run, list[str]]:
     return Run(recipe, directory, quiet=True, say=said.append), said
 
 
+# --- what cannot be learnt
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_another_is_trained_and_the_log_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model 'rocket': shared_layers: light's layer 0 is .* give them the same"):
+        _ = opened(tmp_path / "run", "models.rocket.shared_layers=[[0,0]]")[0].evaluation
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_nothing_taught_is_refused(copy: Path) -> None:
+    for _ in range(2):  # also when it finds its checkpoints again
+        with pytest.raises(UserError, match="model 'light' has learnt nothing, every loss was zero in all steps"):
+            opened(copy, "train.label_rate=1e-9")[0].train("light")
+        assert not (copy / "models" / "light" / "result.json").exists()
+
+
+def test_a_hint_that_was_never_heard_is_said(copy: Path) -> None:
+    run, said = opened(copy, "models.rocket.hint={gradient_share=0.3}")  # measured for longer than training lasts
+    run.train("rocket")
+    assert [line for line in said if "nothing was learnt from the loss 'hint' of 'rocket', which was zero" in line]
+    run, said = opened(copy)
+    run.train("rocket")
+    assert not [line for line in said if "nothing was learnt" in line]
+
+
 # --- the figures
 
 

@@ -151,6 +151,18 @@ def test_too_few_multiplications_are_refused(run: Path, tmp_path: Path, capsys: 
     assert main(["slim", str(run), "--budget", nearest, "--out", str(place), "--quiet"]) == 0
 
 
+@pytest.mark.parametrize("what", [["--budget", "multiplications <= 4000", "--uniform"], ["--widths", "1"]])
+def test_what_lies_where_the_bundle_should_go_is_not_touched(
+    run: Path, what: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        assert main(["slim", str(run), *what, "--out", out, "--quiet"]) == 2
+        assert "exists and is no bundle; give another place or remove it" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 # --- budgets kept by a clock; the clock is a fake
 
 
@@ -318,6 +330,14 @@ def test_widths_that_cannot_be_exported(model: Slim, tmp_path: Path, widths: lis
     with pytest.raises(UserError, match=message):
         export_widths(model, widths, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_widths_that_nobody_trained_are_said(model: Slim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(model.run, "say", said.append)
+    export_widths(model, ["1", "0.25", "8x8"], tmp_path / "bundle")
+    (warning,) = [line for line in said if "warning" in line]
+    assert "width 8x8, [8, 8], lies outside of what 'slim' trains, [16, 8] to [64, 32]" in warning
 
 
 def test_a_budget_or_widths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,10 +91,12 @@ class CoTraining(Objective):
         """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
         for name in networks.keys() & frozen.keys():
             raise ValueError(f"'{name}' is the name of a network and of a frozen teacher; rename one of them")
-        students = {lesson.student for lesson in self.lessons}
+        students = {lesson.student for lesson in self.lessons if lesson.hint.weight}
         pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
         pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
         for lesson in self.lessons:
+            if len(set(lesson.teachers)) < len(lesson.teachers):
+                raise ValueError(f"a teacher stands there twice: {list(lesson.teachers)}; name each once")
             if lesson.hint.loss == "soft_bce" and not lesson.blocked:
                 raise ValueError(
                     "soft_bce is no distance for a teacher that hears it too: it would draw both to zero; take kl, "
@@ -105,7 +107,9 @@ class CoTraining(Objective):
                 raise ValueError(f"'{student}' would teach itself; name another teacher")
         for role in networks:
             if self.label_weight.get(role, 1.0) == 0 and role not in students:
-                raise ValueError(f"'{role}' learns from nothing: its label weight is 0, and it is no lesson's student")
+                raise ValueError(
+                    f"'{role}' learns from nothing: its label weight is 0, and no lesson with a weight is its"
+                )
 
     def _widths(self, hint: LayerHint) -> tuple[int, int]:
         found = []

@@ -49,7 +49,11 @@ class Objective(nn.Module, ABC):
             {id(e): e for network in networks.values() for e in network.embeddings}.values()
         )
         own = {role or "tower": network.tower for role, network in networks.items()}
-        self.towers = nn.ModuleDict(own if towers is None else dict(towers))
+        self.towers = nn.ModuleDict()
+        for name, tower in (own if towers is None else dict(towers)).items():
+            if hasattr(self.towers, name):
+                raise ValueError(f"a network cannot be called '{name}', which torch uses; rename it")
+            self.towers[name] = tower
         self._networks = dict(networks)
         self._shipped = tuple(shipped) or (next(iter(networks)),)
 

@@ -165,7 +165,7 @@ class Slimmable(Objective):
         return [logit_B for _, logit_B in (*widest, *narrower)]
 
     def _label_loss(self, logit_B: Tensor, batch: Batch) -> Tensor:
-        return label_loss(logit_B, batch.label_B, self.label_smoothing)
+        return label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
 
     def _narrow_loss(self, logit_B: Tensor, widest_B: Tensor, batch: Batch) -> Tensor:
         loss_B = self.distillation * soft_bce(logit_B, widest_B)

@@ -38,8 +38,8 @@ class RunningLosses:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """By name."""
-        return {name: round(total / self._counts[name], 6) for name, total in self._sums.items()}
+        """By name, to six digits: hints at small click rates are small."""
+        return {name: float(f"{total / self._counts[name]:.6g}") for name, total in self._sums.items()}
 
     def clear(self) -> None:
         """Begin anew."""

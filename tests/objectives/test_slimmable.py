@@ -1,5 +1,6 @@
 """Training of one tower at many widths: which widths, who learns from whom, how loudly."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,18 @@ def test_losses_by_hand(distillation: float, label_weight: float) -> None:
     found = objective.losses(batch)
     torch.testing.assert_close(found["widest"], label_loss(of["w1.0"], y_B) * scale)
     torch.testing.assert_close(found["narrower"], (narrower[0] + narrower[1]) * scale)
+
+
+def test_labels_that_are_there_weigh_as_all_would_by_the_weights_of_the_impressions() -> None:
+    batch = networks.batch()
+    label_B, weight_B = batch.label_B.clone(), torch.linspace(0.1, 5.0, len(batch))
+    label_B[::3] = torch.nan
+    known_B = ~label_B.isnan()
+    objective = slimmable().eval()
+    loss_B = objective.losses(replace(batch, label_B=label_B, weight_B=weight_B))["widest"]
+    expected = label_loss(objective.logits(batch)["w1.0"][known_B], label_B[known_B])
+    mean = (weight_B[known_B] * expected).sum() / weight_B[known_B].sum()
+    torch.testing.assert_close((weight_B * loss_B).sum() / weight_B.sum(), mean)
 
 
 def test_the_widest_does_not_hear_the_narrower_ones() -> None:
