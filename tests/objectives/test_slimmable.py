@@ -88,7 +88,7 @@ def test_losses_by_hand(distillation: float, label_weight: float) -> None:
 def test_labels_that_are_there_weigh_as_all_would_by_the_weights_of_the_impressions() -> None:
     batch = networks.batch()
     label_B, weight_B = batch.label_B.clone(), torch.linspace(0.1, 5.0, len(batch))
-    label_B[::3] = torch.nan
+    label_B[:20] = torch.nan
     known_B = ~label_B.isnan()
     objective = slimmable().eval()
     loss_B = objective.losses(replace(batch, label_B=label_B, weight_B=weight_B))["widest"]
