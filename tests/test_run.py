@@ -109,6 +109,11 @@ def test_a_hint_that_was_never_heard_is_said(copy: Path) -> None:
     assert not [line for line in said if "nothing was learnt" in line]
 
 
+def test_a_hint_that_is_too_loud_is_named(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"lower train.lr .* or the weight of what makes the loss 'hint'\. There is"):
+        opened(copy, "models.rocket.hint={weight=1e300}")[0].train("rocket")
+
+
 # --- the figures
 
 

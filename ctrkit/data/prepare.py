@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ctrkit.atomic import atomic_directory
 from ctrkit.config_data import DataConfig
-from ctrkit.data.columns import GROUP, LABEL, check_columns, special_columns
+from ctrkit.data.columns import GROUP, LABEL, TEACHER, check_columns, special_columns
 from ctrkit.data.encode import encode_feature
 from ctrkit.data.fit import Fitted, fit, worker_threads
 from ctrkit.data.in_order import in_order
@@ -167,6 +167,8 @@ class _PartWriter:
     """Columns that Parquet encodes by a dictionary."""
     rows: int = 0
     clicks: int = 0
+    without: dict[str, int] = field(default_factory=dict)
+    """Rows that have no label, or no score of a teacher, by column."""
     row_groups: int = 0
     files: list[str] = field(default_factory=list)
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -177,6 +179,10 @@ class _PartWriter:
     def add(self, table: pa.Table, counts: Mapping[str, Counts]) -> None:
         self.rows += table.num_rows
         self.clicks += int(np.nansum(table.column(LABEL).to_numpy(), dtype=np.float64))
+        for name in table.column_names:
+            if name == LABEL or name.startswith(TEACHER):
+                missing = int(np.isnan(table.column(name).to_numpy()).sum())
+                self.without[name] = self.without.get(name, 0) + missing
         for name, count in counts.items():
             self.counts.setdefault(name, Counts()).add(count)
         self._waiting.append(table)
@@ -257,6 +263,12 @@ def _warnings(writers: Mapping[Part, _PartWriter]) -> Iterator[str]:
     for name, counts in writers["test"].counts.items():
         if counts.values and counts.unseen > 0.5 * counts.values:
             yield f"feature '{name}': {counts.unseen / counts.values:.0%} of the test part's values are unseen in train"
+    train = writers["train"]
+    for name, missing in train.without.items():
+        what = "label" if name == LABEL else f"score of the teacher '{name.removeprefix(TEACHER)}'"
+        if missing:
+            rows = f"{missing:,} of {train.rows:,} rows of the train part"
+            yield f"{rows} have no {what}; losses that need it leave them out"
     for part in ("valid", "test"):
         if writers[part].clicks in (0, writers[part].rows):
             yield f"the {part} part has one class only: no AUC or GAUC can be computed on it"

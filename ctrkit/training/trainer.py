@@ -203,7 +203,8 @@ class Trainer:
         sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
         means = self.ranks.sum(sums.detach() / weight)
         if not math.isfinite(means.sum().item()):
-            raise self._diverged(batch, train, "the loss")
+            broken = [name for name, mean in zip(losses, means.tolist(), strict=True) if not math.isfinite(mean)]
+            raise self._diverged(batch, train, "the loss", broken)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
@@ -219,17 +220,18 @@ class Trainer:
                 optimizer.step()
         running.add(dict(zip(losses, means.tolist(), strict=True)))
 
-    def _diverged(self, batch: Batch, train: Loader, what: str) -> UserError:
+    def _diverged(self, batch: Batch, train: Loader, what: str, terms: Sequence[str] = ()) -> UserError:
         """What stopped the run: a value of the batch where one is not finite, else the weights themselves."""
         finite_B = batch.dense_BD.isfinite().all(1) & batch.weight_B.isfinite() & ~batch.label_B.isinf()
+        hints = [term for term in terms if "hint" in term]
         rates = ", ".join(f"{group['lr']:g}" for optimizer in self.optimizers for group in optimizer.param_groups)
         here = None if finite_B.all() else train.origin(int(batch.origin_B[int((~finite_B).int().argmax())]))
         origin = next((each for each in self.ranks.on_each(lambda: here) if each is not None), None)
         if origin is None:
             cause = (
                 "Every value of the batch is finite, so the weights have diverged: lower train.lr or train.table_lr "
-                f"(the learning rates of this step were {rates})."
-            )
+                f"(the learning rates of this step were {rates})"
+            ) + (f", or the weight of what makes the loss '{hints[0]}'." if hints else ".")
         else:
             cause = f"{origin[0]}, row group {origin[1]}, holds a value that is not finite: mend or drop it."
         kept = self.checkpoints.latest()

@@ -54,7 +54,12 @@ def test_a_teachers_logits_come_with_their_impressions(tmp_path: Path) -> None:
     expected = {"score": logits(scores()), "other": logits([*second])}
     stored = log.read_columns("train", [TEACHER + "score"]).column(0).to_numpy()
     np.testing.assert_allclose(stored, expected["score"][:180], rtol=1e-6)
-    assert np.isnan(stored).sum() == 1 + sum(i % 7 == 3 for i in range(180))
+    missing = 1 + sum(i % 7 == 3 for i in range(180))
+    assert np.isnan(stored).sum() == missing
+    assert [line for line in log.manifest["warnings"] if "no score of the teacher" in line] == [
+        f"{missing} of 180 rows of the train part have no score of the teacher 'score'; losses that need it leave "
+        "them out"
+    ]
     loader = Loader(log.schema, log.files("train"), batch_size=16, shuffle_rows=50, teachers=["score", "other"])
     scaling = log.encoding.scalings["price"]
     seen = []
@@ -127,6 +132,10 @@ def test_impressions_without_a_label_are_kept_for_those_who_ask(tmp_path: Path) 
     expected[::3] = np.nan
     np.testing.assert_array_equal(label, expected)
     assert log.manifest["parts"]["train"]["clicks"] == int(np.nansum(expected))
+    assert (
+        "60 of 180 rows of the train part have no label; losses that need it leave them out"
+        in (log.manifest["warnings"])
+    )
 
 
 def test_a_missing_label_is_an_error_unless_asked_for(tmp_path: Path) -> None:
