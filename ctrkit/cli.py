@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("bundle", type=Path, help="bundle directory")
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
     score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
+    score.add_argument("--width", help="of a bundle of several widths; the widest if not given")
     score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
     add_serve_options(verb("serve", _serve, "Serve bundles over HTTP and gRPC, new versions without a pause."))
     return parser
@@ -361,7 +362,9 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
     from ctrkit_serving.score_file import score_file
 
-    scored = score_file(options.bundle, options.requests, options.out, ignore_unknown=options.ignore_unknown)
+    scored = score_file(
+        options.bundle, options.requests, options.out, ignore_unknown=options.ignore_unknown, width=options.width
+    )
     counts = {name: asdict(count) for name, count in scored.counts.items()}
     unseen = sum(count["unseen"] for count in counts.values())
     shown = f"{scored.requests:,} requests, {scored.ads:,} ads -> {options.out} ({unseen:,} unseen ids)"

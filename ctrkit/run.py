@@ -23,7 +23,7 @@ from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.builders.check import check_networks
 from ctrkit.bundle import MANIFEST, Bundle
 from ctrkit.config import BEST, Recipe, as_dict, network_name, serving_dict
-from ctrkit.config_models import PointwiseConfig
+from ctrkit.config_models import EnsembleConfig, PointwiseConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint
@@ -277,6 +277,7 @@ class Run:
         if self.recipe.export_model != BEST:
             return self.recipe.export_model
         costs = self.serving_costs()
+        costs = {model: cost for model, cost in costs.items() if not self._only_teaches(model)} or costs
         cheapest = [model for model, cost in costs.items() if cost == min(costs.values())]
         chosen = self.best_on_validation(cheapest[-1])
         self.say(f"export: {chosen} is best on validation of {', '.join(cheapest)}")
@@ -292,9 +293,14 @@ class Run:
         """Of the models that cost no more than one to serve, the best by its metric; itself if none is better."""
         costs, metric = self.serving_costs(), self.train(than)["monitor"]
         rivals = [m for m in costs if costs[m] <= costs[than] and self.train(m)["monitor"] == metric]
+        rivals = [m for m in rivals if m == than or not self._only_teaches(m)]
         sign = 1 if METRICS[metric] else -1
         best = max(rivals, key=lambda model: sign * float(self.train(model)["best"]))
         return best if sign * self.train(best)["best"] > sign * self.train(than)["best"] else than
+
+    def _only_teaches(self, model: str) -> bool:
+        """An ensemble: the best of its members is the luckiest draw of one tower, and ships if asked for by name."""
+        return isinstance(self.recipe.models[model], EnsembleConfig)
 
     @cached_property
     def booster_bundle(self) -> Bundle | None:

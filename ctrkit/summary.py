@@ -69,8 +69,8 @@ def summarize(run: "Run") -> dict[str, Any]:
 def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """(taught - light) / (booster - light) in test GAUC, by network that learns from another and can ship.
 
-    Those of rockets and distillation count whose tower is trained alone too: that is `light`. `booster` is the best
-    of the other towers that are trained alone; where it is not better there is no gap, and the network is left out.
+    Those of rockets and distillation count whose tower is trained alone too, which is `light`, and whose boosters or
+    teachers are: `booster` is the best of these. Where it is not better there is no gap, and the network is left out.
     """
     alone: dict[str, str] = {}
     for name, config in recipe.models.items():
@@ -82,7 +82,11 @@ def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> dic
             continue
         light, taught = alone[config.towers[0]], network_name(name, config.roles[0])
         low, reached = networks[light]["gauc"], networks[taught]["gauc"]
-        others = [networks[model]["gauc"] for model in alone.values() if model != light]
+        if isinstance(config, DistillationConfig):
+            teachers = set(config.teachers)
+        else:
+            teachers = {alone[tower] for tower in config.boosters if tower in alone}
+        others = [networks[model]["gauc"] for model in alone.values() if model != light and model in teachers]
         high = max((value for value in others if value is not None), default=None)
         if None not in (low, reached, high) and high > low:
             found[taught] = float((reached - low) / (high - low))

@@ -222,6 +222,21 @@ def test_best_ships_what_validation_likes_best_of_what_costs_least(
     assert f"{best} goes online: of what costs least to serve, it has the best gauc on validation" in text
 
 
+def test_an_ensemble_is_there_to_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = 'models.four={objective="ensemble",members=["light","light"]}'
+    values, ships = {"light": 0.5, "rocket": 0.4, "four": 0.9}, {"light": "", "rocket": "light", "four": "member1"}
+    costs = dict.fromkeys(values, 10)
+    for settings, chosen in (((extra, 'export.model="best"'), "light"), ((extra, 'export.model="four"'), "four")):
+        run, _ = opened(tmp_path / chosen, *settings)
+        monkeypatch.setattr(
+            run, "train", lambda model: {"monitor": "gauc", "best": values[model], "ships": ships[model]}
+        )
+        monkeypatch.setattr(run, "serving_costs", lambda: costs)
+        assert run.export_model == chosen
+    assert run.best_on_validation("four") == "four"
+    assert run.best_on_validation("rocket") == "light"
+
+
 @pytest.mark.parametrize(("light", "better"), [(0.9, "light"), (0.1, None)])
 def test_a_model_as_cheap_and_better_on_validation_is_named(
     copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, better: str | None

@@ -175,12 +175,16 @@ class _Look:
             return f"gives the label away: AUC {column.label_auc:.3f} alone"
         if naming.is_position(name):
             self.warnings.append(
-                f"'{name}' is known only after ranking, so the model that serves cannot have it; left out"
+                f"'{name}' is known only after ranking, so the model that serves cannot have it; left out "
+                "(a booster may: docs/methods.md, privileged)"
             )
             return "known only after ranking"
         if naming.is_score(name):
             self.warnings.append(f"'{name}' looks like the score of a model or the true probability; left out")
-            return "looks like a score; if it is the true probability, name it columns.oracle"
+            return (
+                "looks like a score; if it is the true probability, name it columns.oracle; a model's can teach: "
+                "columns.teachers"
+            )
         if unique and not (pa.types.is_floating(column.type) and not column.whole):
             self.warnings.append(f"'{name}' has a value of its own in nearly every row; left out")
             return "a value of its own in nearly every row"

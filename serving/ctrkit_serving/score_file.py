@@ -21,11 +21,14 @@ class Scored:
     """What became of the raw values, by feature."""
 
 
-def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown: bool = False) -> Scored:
+def score_file(
+    bundle: Path | str, requests: Path, out: Path, *, ignore_unknown: bool = False, width: str | None = None
+) -> Scored:
     """Score a file of requests, one JSON object a line, into a file of `{"scores": [...]}`, one a line in their order.
 
     Blank lines are skipped and have no scores. Requests are read, scored and written one at a time, so a file may be
-    larger than memory. `out` is whole or absent: it is written beside its place and renamed.
+    larger than memory. `width` is which of the bundle's, the widest if None. `out` is whole or absent: it is written
+    beside its place and renamed.
 
     Raises:
         UserError: `out` is the file of requests or lies in the bundle, the bundle is broken, the file holds no request,
@@ -33,12 +36,14 @@ def score_file(bundle: Path | str, requests: Path, out: Path, *, ignore_unknown:
     """
     _check_place(Path(bundle), requests, out)
     scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
+    if width is not None:
+        scorer.bundle.width(width)  # said before any line is read
     num_requests = num_ads = 0
     with atomic_file(out) as file:
         for line, request in numbered_requests(requests):
             num_requests += 1
             try:
-                scores_N = scorer.score_request(request)
+                scores_N = scorer.score_request(request, width=width)
             except UserError as error:
                 raise UserError(f"{requests}, line {line}: {error}") from error
             num_ads += len(scores_N)

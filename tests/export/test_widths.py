@@ -22,6 +22,7 @@ from ctrkit.export.export import Rewrites
 from ctrkit.export.widths import Width
 from ctrkit.nn.network import Network
 from ctrkit.nn.slimmable import SlimmableMLP
+from ctrkit_serving.score_file import score_file
 from ctrkit_serving.scorer import Scorer
 from tests import networks
 from tests.export import test_rewrites
@@ -96,6 +97,16 @@ def test_a_width_that_is_not_there(bundle: Bundle, alone: dict[str, Bundle], wid
         Scorer.load(bundle.directory).score_request(REQUESTS[0], width=width)
     with pytest.raises(UserError, match="the bundle has one, so a request names none"):
         Scorer.load(alone["1"].directory).score_request(REQUESTS[0], width=width)
+
+
+def test_a_file_of_requests_at_a_width(bundle: Bundle, tmp_path: Path) -> None:
+    requests, out = tmp_path / "requests.jsonl", tmp_path / "scores.jsonl"
+    requests.write_text(json.dumps({"user": REQUESTS[0].user, "items": REQUESTS[0].items}) + "\n")
+    score_file(bundle.directory, requests, out, width="0.5")
+    scores = np.array(json.loads(out.read_text())["scores"], np.float32)
+    np.testing.assert_array_equal(scores, Scorer.load(bundle.directory).score_request(REQUESTS[0], width="0.5"))
+    with pytest.raises(UserError, match=r"^no width '0\.3'; the bundle has 1, 0\.5, 0\.25"):
+        score_file(bundle.directory, requests, out, width="0.3")
 
 
 def test_tables_are_there_once(bundle: Bundle, alone: dict[str, Bundle]) -> None:

@@ -160,9 +160,10 @@ class _Calls:
             await _abort(context, error)
         model = loaded.model
         output = {"name": model.output, "datatype": "FP32", "shape": [len(scores_N)]}
+        width = {} if job.width is None else {"width": {"string_param": job.width}}
         return MESSAGES["ModelInferResponse"](
             model_name=model.name, model_version=str(model.version), id=request.id, outputs=[output],
-            raw_output_contents=[scores_N.astype("<f4", copy=False).tobytes()],
+            parameters=width, raw_output_contents=[scores_N.astype("<f4", copy=False).tobytes()],
         )  # fmt: skip
 
     async def _index(self, request: Any, context: Any) -> Any:

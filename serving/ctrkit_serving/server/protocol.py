@@ -277,16 +277,16 @@ def _outputs(specs: Any, binary: bool) -> dict[str, bool] | None:
 
 
 def encode_infer(
-    model: str, version: str, request: InferRequest, output: str, scores_N: npt.NDArray[np.float32]
+    named: Mapping[str, Any], request: InferRequest, output: str, scores_N: npt.NDArray[np.float32]
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON if binary data follow it."""
+    """The body of an answer, and the length of its JSON if binary data follow it; `named` says who scored."""
     binary = request.binary_output if request.outputs is None else request.outputs[output]
     spec: dict[str, Any] = {"name": output, "datatype": "FP32", "shape": [len(scores_N)]}
     if binary:
         spec["parameters"] = {"binary_data_size": scores_N.nbytes}
     else:
         spec["data"] = scores_N.tolist()
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [spec]}
+    answer: dict[str, Any] = {**named, "outputs": [spec]}
     if request.id:
         answer["id"] = request.id
     head = json.dumps(answer).encode()

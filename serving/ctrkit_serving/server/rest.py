@@ -39,12 +39,18 @@ class InferJob(Job):
         """Send the scores, binary or JSON as asked."""
         model, request = self.loaded.model, self._request
         assert request is not None
-        body, head = encode_infer(model.name, str(model.version), request, model.output, scores_N)
+        body, head = encode_infer(self._named(), request, model.output, scores_N)
         if head is None:
             self._exchange.respond(200, body)
         else:
             extra = {"Inference-Header-Content-Length": head}
             self._exchange.respond(200, body, b"application/octet-stream", extra)
+
+    def _named(self) -> dict[str, Any]:
+        """Who scored: the model, its version, and the width if it has several."""
+        model = self.loaded.model
+        named: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
+        return named if self.width is None else {**named, "parameters": {"width": self.width}}
 
     def refuse(self, error: RequestError) -> None:
         """Send an error."""
@@ -76,9 +82,7 @@ class ScoreJob(InferJob):
 
     def answer(self, scores_N: Float32Array) -> None:
         """Send the scores."""
-        model = self.loaded.model
-        answer = {"model_name": model.name, "model_version": str(model.version), "scores": scores_N.tolist()}
-        self._exchange.respond_json(200, answer)
+        self._exchange.respond_json(200, {**self._named(), "scores": scores_N.tolist()})
 
 
 class Rest:

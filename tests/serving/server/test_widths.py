@@ -54,6 +54,7 @@ def test_a_request_names_its_width(server: Server, scorer: Scorer) -> None:
         status, answer = server.call("POST", "/v2/models/slim/score", {**REQUEST, "parameters": parameters})
         assert status == 200, answer
         np.testing.assert_array_equal(np.array(answer["scores"], np.float32), expected)
+        assert answer["parameters"] == {"width": width}
         feeds = scorer.encode(REQUESTS[0].user, REQUESTS[0].items)
         types = {"int64": "INT64", "float32": "FP32"}
         inputs = [
@@ -64,6 +65,7 @@ def test_a_request_names_its_width(server: Server, scorer: Scorer) -> None:
         status, answer = server.call("POST", "/v2/models/slim/infer", body)
         assert status == 200, answer
         np.testing.assert_array_equal(np.array(answer["outputs"][0]["data"], np.float32), expected)
+        assert answer["parameters"] == {"width": width}
     after = counted(server)
     assert {width: after[width] - before[width] for width in after} == {"1": 4.0, "0.5": 2.0, "0.25": 2.0}
     assert server.call("GET", "/v2/models/slim")[1]["parameters"]["widths"] == ["1", "0.5", "0.25"]
@@ -87,7 +89,9 @@ def test_grpc_names_it_too(server: Server, scorer: Scorer) -> None:
             request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
             response_deserializer=MESSAGES["ModelInferResponse"].FromString,
         )
-        scores = np.frombuffer(call(request).raw_output_contents[0], np.float32)
+        answer = call(request)
+        assert answer.parameters["width"].string_param == "0.5"
+        scores = np.frombuffer(answer.raw_output_contents[0], np.float32)
         np.testing.assert_array_equal(scores, scorer.score_request(REQUESTS[0], width="0.5"))
         request.parameters["width"].string_param = "0.3"
         with pytest.raises(grpc.RpcError, match=r"no width '0\.3'; the bundle has 1, 0\.5, 0\.25"):
