@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Channels = tuple[int, ...]
+from ctrkit.training.autoslim import Channels
 
 
 class MeasuredCost:

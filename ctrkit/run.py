@@ -134,8 +134,9 @@ class Run:
     def check(self, models: Iterable[str]) -> None:
         """Refuse models that cannot be built, or start from weights that are not there, before one is trained."""
         for model in models:
-            self.ranks.on_first(partial(check_networks, self.recipe, model))
-            self._start(model)
+            if model not in self._results:
+                self.ranks.on_first(partial(check_networks, self.recipe, model))
+                self._start(model)
 
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model
