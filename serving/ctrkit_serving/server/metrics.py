@@ -89,7 +89,7 @@ class _Collector:
         widths = CounterMetricFamily(
             "ctrkit_width_requests", "Requests scored, by the width they were scored at.", labels=[*labels, "width"]
         )
-        for (name, version), (model, row) in sorted(service.loaded.items()):
+        for (name, version), (model, row, _) in sorted(service.loaded.items()):
             label, total = [name, str(version)], service.board.row_totals(row)
             serving.add_metric(label, float(service.serving.get(name) == version))
             ads.add_metric(label, float(total["ads"]))

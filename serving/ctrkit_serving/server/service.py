@@ -24,6 +24,8 @@ class Loaded(NamedTuple):
 
     model: Model
     row: int
+    before: tuple[int, ...]
+    """`COUNTS` of that row when it was loaded: of a worker that died."""
 
 
 class Job:
@@ -77,6 +79,11 @@ class Service:
         self._turn = 0.0
         self.idle = asyncio.Event()
         self.idle.set()
+
+    def add(self, name: str, version: int, model: Model, row: int) -> None:
+        """Have a version, which goes on counting from what its row of the board has."""
+        before = tuple(int(self._rows[row][count]) for count in COUNTS)
+        self.loaded[name, version] = Loaded(model, row, before)
 
     def find(self, name: str, version: str | None) -> Loaded:
         """The version that a request means.
@@ -137,10 +144,10 @@ class Service:
     def tick(self) -> None:
         """Put onto the board what is counted elsewhere."""
         self._mine["queued"][0] = len(self._queue)
-        for model, row in self.loaded.values():
+        for model, row, before in self.loaded.values():
             mine = self._rows[row]
-            for name, count in zip(COUNTS, model.counts(), strict=True):
-                mine[name] = count
+            for name, counted, count in zip(COUNTS, before, model.counts(), strict=True):
+                mine[name] = counted + count
 
     def _pump(self) -> None:
         """Score one request; those that arrive meanwhile are read before the next."""

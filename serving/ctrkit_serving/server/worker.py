@@ -19,7 +19,7 @@ from ctrkit_serving.server.http import Connection, HttpServer
 from ctrkit_serving.server.model import Model
 from ctrkit_serving.server.protocol import RequestError
 from ctrkit_serving.server.rest import Rest
-from ctrkit_serving.server.service import Loaded, Service
+from ctrkit_serving.server.service import Service
 from ctrkit_serving.server.settings import Settings
 
 SWITCH_S = 0.0005
@@ -180,7 +180,7 @@ class Worker:
         except UserError as error:
             control.send(self._end, {"did": "fail", "name": name, "version": number, "reason": str(error)})
             return
-        self._service.loaded[name, number] = Loaded(model, version["row"])
+        self._service.add(name, number, model, version["row"])
 
     def _load(self, version: dict[str, Any]) -> Model:
         return Model.load(Path(version["path"]), version["name"], version["version"], self._settings)
@@ -191,7 +191,7 @@ class Worker:
         for version in state["loaded"]:
             if (version["name"], version["version"]) not in service.loaded:
                 model = await self._loop.run_in_executor(self._loader, self._load, version)
-                service.loaded[version["name"], version["version"]] = Loaded(model, version["row"])
+                service.add(version["name"], version["version"], model, version["row"])
         service.serving = dict(state["serving"])
         gc.freeze()  # what a version brought lives long: the collector need not look at it again and again
         kept = {(version["name"], version["version"]) for version in state["loaded"]}

@@ -119,6 +119,23 @@ def test_a_killed_worker_is_replaced_and_readiness_tells(models: Path) -> None:
         assert killed not in server.pids()
 
 
+def test_what_a_killed_worker_counted_stays(models: Path) -> None:
+    """Its successor goes on from there: a counter that falls would be read as a restart of the server."""
+    unseen = {"user": USER, "items": [{**ITEMS[0], "item_id": 31337}], "context": CONTEXT}
+    names = [f'ctrkit_{name}_total{{model="tiny",version="1"}}' for name in ("unseen_values", "values")]
+    with Server(models, "--workers", "1") as server:
+        server.wait_ready()
+        assert server.call("POST", "/v2/models/tiny/score", unseen)[0] == 200
+        once = [server.metric(name) for name in names]
+        assert min(once) > 0
+        os.kill(server.pids()[0], signal.SIGKILL)
+        server.wait("worker ready", count=2)
+        server.wait_ready()
+        assert [server.metric(name) for name in names] == once
+        assert server.call("POST", "/v2/models/tiny/score", unseen)[0] == 200
+        assert [server.metric(name) for name in names] == [2 * value for value in once]
+
+
 def _not_ready(server: Server, reason: str) -> bool:
     client = server.client()
     client.timeout = 0.3  # a stalled worker may have taken the connection
