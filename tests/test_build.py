@@ -119,7 +119,8 @@ def test_a_slimmable_model() -> None:
     assert isinstance(layer_norm, Slimmable)
     assert (layer_norm.tower.norm, layer_norm.calibration_rows) == ("layer_norm", 0)
     assert (objective.gradient_to_tables, objective.inference_role()) == (0.0, "w1.0")
-    settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "calibration_rows": 7, "label_weight": 0.5}
+    settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "multiple": 1, "calibration_rows": 7}
+    settings["label_weight"] = 0.5
     plain = build_objective(recipe(models={"slim": {"objective": "slimmable", **settings}}), "slim", NUM_ROWS)
     assert isinstance(plain, Slimmable)
     assert (plain.tower.norm, plain.calibration_rows, plain.gradient_to_tables) == ("none", 0, 1.0)

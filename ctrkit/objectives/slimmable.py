@@ -96,6 +96,7 @@ class Slimmable(Objective):
         self.samples, self.non_uniform, self._seed = samples, non_uniform, seed
         self.widths = tuple(tower.channels(widths[role]) for role in reversed(ordered))
         """Widest first."""
+        self._check_apart({role: tower.channels(widths[role]) for role in ordered})
         fractions = [width for width in widths.values() if isinstance(width, int | float)]
         self.range = (min(fractions, default=0.25), max(fractions, default=1.0))
         self.distillation, self.label_weight = distillation, label_weight
@@ -103,6 +104,16 @@ class Slimmable(Objective):
         self.hint, self.label_smoothing = hint or Hint(), label_smoothing
         if tower.norm == "universal_batch_norm":
             self.calibration_rows = calibration_rows
+
+    def _check_apart(self, channels: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse widths that rounding has made one: they would be trained, and told, as if they were several."""
+        for each in self.widths:
+            same = [role for role, widths in channels.items() if widths == each]
+            if len(same) > 1:
+                raise ValueError(
+                    f"{' and '.join(sorted(same))} are one tower, {list(each)}: channels are rounded to multiples of "
+                    f"{self.tower.multiple}; give a lower `multiple`, wider hidden layers, or other `widths`"
+                )
 
     @property
     def tower(self) -> SlimmableMLP:

@@ -175,3 +175,11 @@ def test_calibration_gives_every_width_its_statistics() -> None:
 def test_what_does_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         slimmable(**settings)
+
+
+@pytest.mark.parametrize(("multiple", "same"), [(64, "w0.25 and w0.5 and w1.0"), (16, "w0.25 and w0.5")])
+def test_widths_that_rounding_makes_one_tower_are_refused(multiple: int, same: str) -> None:
+    tables = networks.embedding()
+    tower = SlimmableMLP(tables.out_features, HIDDEN, multiple=multiple)
+    with pytest.raises(ValueError, match=f"^{same} are one tower, .* multiples of {multiple}; give a lower `multiple`"):
+        Slimmable(tables, tower, WIDTHS)
