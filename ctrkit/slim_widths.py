@@ -64,10 +64,13 @@ def _warn_untrained(slim: Slim, towers: Mapping[str, Channels]) -> None:
 
 def _tower(slim: Slim, width: str) -> tuple[str, Channels]:
     """Name and channels."""
+    way_out = "give fractions such as 0.5, or channels such as 104x40"
     try:
-        if "x" in width:
-            channels = slim.tower.channels([int(part) for part in width.split("x")])
-            return "x".join(map(str, channels)), channels
-        return f"{float(width):g}", slim.tower.channels(float(width))
+        asked = [int(part) for part in width.split("x")] if "x" in width else float(width)
+    except ValueError:
+        raise UserError(f"--widths {width}: is no width; {way_out}") from None
+    try:
+        channels = slim.tower.channels(asked)
     except ValueError as error:
-        raise UserError(f"--widths {width}: {error}; give fractions such as 0.5, or channels such as 104x40") from error
+        raise UserError(f"--widths {width}: {error}; {way_out}") from error
+    return "x".join(map(str, channels)) if isinstance(asked, list) else f"{asked:g}", channels

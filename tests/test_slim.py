@@ -321,9 +321,9 @@ def test_several_widths_in_one_bundle(
         (["0.5", "0.50"], "each once"),
         (["0.25", "16x8"], "each once"),
         (["2"], "a width is a fraction"),
-        (["half"], "give fractions such as 0.5, or channels such as 104x40"),
+        (["half"], "half: is no width; give fractions such as 0.5, or channels such as 104x40"),
         (["64x33"], "do not fit hidden layers"),
-        (["16x"], "give fractions"),
+        (["16x"], "16x: is no width; give fractions"),
     ],
 )
 def test_widths_that_cannot_be_exported(model: Slim, tmp_path: Path, widths: list[str], message: str) -> None:
