@@ -63,8 +63,12 @@ def _locked(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def lock(target: Path) -> int:
+def lock(target: Path, way_out: str = "give another path") -> int:
     """Take the lock of `target`, held until the file descriptor returned is closed or the process dies.
+
+    Args:
+        target: what is to be written by this process alone.
+        way_out: what to do where it cannot be written.
 
     Raises:
         UserError: another process has it, or the file beside `target` that carries it cannot be opened.
@@ -73,7 +77,7 @@ def lock(target: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give another path") from error
+        raise UserError(f"{target}: cannot be written ({error.strerror}); {way_out}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

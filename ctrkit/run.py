@@ -89,7 +89,8 @@ class Run:
 
     def _prepare(self) -> None:
         # held as long as this run lives: two in one directory would mix their results
-        weakref.finalize(self, os.close, lock(self.directory / "run"))
+        way_out = "every command on a run writes into its directory: make that writable, or use another, or a copy"
+        weakref.finalize(self, os.close, lock(self.directory / "run", way_out))
         write_json(self.directory / "recipe.json", as_dict(self.recipe))
         place, schema = self.data_directory, self.recipe.schema_()
         if (place / "manifest.json").exists():

@@ -163,6 +163,17 @@ def test_what_lies_where_the_bundle_should_go_is_not_touched(
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_run_that_cannot_be_written_is_named_and_not_the_bundle(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / ".run.lock").mkdir(parents=True)  # not even root writes that file
+    shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock"))
+    assert main(["slim", str(tmp_path / "run"), "--widths", "1", "--out", str(tmp_path / "bundle"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "run: cannot be written (Is a directory); every command on a run writes into its directory" in said
+    assert "give another path" not in said
+
+
 # --- budgets kept by a clock; the clock is a fake
 
 
