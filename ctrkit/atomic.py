@@ -4,9 +4,11 @@ import errno
 import fcntl
 import json
 import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,6 +86,44 @@ def lock(target: Path, way_out: str = "give another path") -> int:
         os.close(descriptor)
         raise UserError(f"{target}: another process is writing it; wait for that one or give another path") from error
     return descriptor
+
+
+@contextmanager
+def temporary_directory(parent: Path, name: str) -> Iterator[Path]:
+    """A new directory `.NAME-...` in `parent`, removed at the end, or by the next process if this one is killed.
+
+    The process holds the directory's lock. On a file system without locks what was left stays.
+    """
+    prefix = f".{name}-{platform.node()}-"  # some shared file systems lock for one machine only
+    with ExitStack() as held:
+        with _directory_locked(parent, fcntl.LOCK_EX):  # nobody takes the new one for a leftover before it is locked
+            _remove_directories_left(parent, prefix)
+            directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=parent)))
+            held.enter_context(_directory_locked(directory, fcntl.LOCK_EX))
+        yield directory
+
+
+def _remove_directories_left(parent: Path, prefix: str) -> None:
+    """Remove the directories that no living process holds."""
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError), _directory_locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_free:
+            if is_free:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _directory_locked(directory: Path, operation: int) -> Iterator[bool]:
+    """Hold the lock of a directory meanwhile; whether it was to be had."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, operation)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The best tower that keeps a budget: widths of a slimmable model are judged, measured, exported and measured again."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ctrkit.atomic import atomic_directory, write_json
+from ctrkit.atomic import atomic_directory, temporary_directory, write_json
 from ctrkit.budget import Budget
 from ctrkit.bundle import bundle_place
 from ctrkit.config_models import SlimmableConfig
@@ -208,13 +207,13 @@ class Slim:
         keeping, measured = self._keeping(front, budget)
         taken: dict[str, float] = {name: found.high for name, found in measured.items()}
         for candidate in keeping:
-            with tempfile.TemporaryDirectory(dir=made(place.parent), prefix=".slim-") as temporary:
-                result = self._exported(candidate, budget, Path(temporary) / "bundle")
+            with temporary_directory(made(place.parent), "slim") as temporary:
+                result = self._exported(candidate, budget, temporary / "bundle")
                 kept = result["verified"]["high"] <= budget.limit
                 run.say(f"  {candidate.name}: {_text(budget, result['verified'])}{'' if kept else ', too much'}")
                 if kept:
                     with atomic_directory(place) as new:
-                        (Path(temporary) / "bundle").rename(new)
+                        (temporary / "bundle").rename(new)
                     result |= {"bundle": str(place), "measured": {n: vars(m) for n, m in measured.items()}}
                     write_json(place.with_name(f"{place.name}.json"), result)
                     return result

@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from ctrkit.atomic import temporary_directory
 from ctrkit.budget import Budget
 from ctrkit.errors import UserError
 from ctrkit.export.export import Rewrites, export_bundle
@@ -24,10 +24,10 @@ def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: i
     items = None if export.items is None else Path(export.items)
     requests = list(islice(read_requests(run.log.requests), 200))
     rows = list(islice(run.loader("valid", 1024).epoch(), 1))
-    with tempfile.TemporaryDirectory(dir=made(run.directory / "slim"), prefix=".measured-") as temporary:
+    with temporary_directory(made(run.directory / "slim"), "measured") as temporary:
         scorers = {}
         for name, network in networks.items():
-            place = Path(temporary) / name
+            place = temporary / name
             export_bundle(
                 network,
                 run.log.encoding.serving(),

@@ -1,6 +1,7 @@
 """A budget as an input: what is read, chosen, exported, measured again and refused."""
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -262,6 +263,7 @@ def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
     front = [Candidate(w, model.tower.multiplications_at(w), -i) for i, w in enumerate(widths)]
     clock = Clock(monkeypatch, slower=1.5)
     limit = front[1].multiplications / 1000 * 1.2
+    (tmp_path / f".slim-{platform.node()}-killed" / "bundle").mkdir(parents=True)  # its process is gone, and so it goes
     found = model.choose(Budget("p99", limit), tmp_path / "bundle", front)
     assert clock.again == ["slim_48x24", "slim_32x16"]
     assert found["widths"] == [32, 16]
@@ -292,7 +294,10 @@ def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
 
 def test_measured_side_by_side(model: Slim) -> None:
     front = model.judged(model.uniform())[:2]
+    killed = model.run.directory / "slim" / f".measured-{platform.node()}-killed"
+    killed.mkdir(parents=True)
     found = model.measured(front, Budget("p50", 1.0, 5))
+    assert not killed.exists()
     assert found.keys() == {c.name for c in front}
     assert all(0 < p.low <= p.value <= p.high for p in found.values())
 

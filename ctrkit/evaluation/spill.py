@@ -1,12 +1,7 @@
 """Rows put into partitions on the disk, so that each can be read by itself."""
 
-import fcntl
-import os
-import platform
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +9,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctrkit.atomic import is_disk_full
+from ctrkit.atomic import is_disk_full, temporary_directory
 from ctrkit.errors import UserError
 
 
 @contextmanager
 def spill_directory(parent: Path) -> Iterator[Path]:
-    """A new directory below `parent` that is removed at the end, or by the next process if this one is killed.
-
-    The process holds the directory's lock. On a file system without locks what was left stays.
+    """A `temporary_directory` below `parent`.
 
     Raises:
         UserError: it cannot be written, or the disk is full.
     """
-    prefix = f".ctrkit-evaluate-{platform.node()}-"  # some shared file systems lock for one machine only
     try:
-        with ExitStack() as held:
-            with _lock(parent, fcntl.LOCK_EX):  # nobody takes the new directory for a leftover before it is locked
-                _remove_leftovers(parent, prefix)
-                directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=parent)))
-                held.enter_context(_lock(directory, fcntl.LOCK_EX))
+        with temporary_directory(parent, "ctrkit-evaluate") as directory:
             yield directory
     except OSError as error:
         if is_disk_full(error):
@@ -42,29 +30,6 @@ def spill_directory(parent: Path) -> Iterator[Path]:
         if error.filename is not None and parent in (Path(error.filename), Path(error.filename).parent):
             raise UserError(f"{parent}: cannot be written ({error.strerror}); give --tmp another folder") from error
         raise
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove the directories that no living process holds."""
-    for left in parent.glob(f"{prefix}*"):
-        with suppress(OSError), _lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_free:
-            if is_free:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def _lock(directory: Path, operation: int) -> Iterator[bool]:
-    """Hold the lock of a directory meanwhile; whether it was to be had."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 class Spill:
