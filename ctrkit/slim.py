@@ -82,11 +82,16 @@ class Slim:
 
     # --- towers
 
+    @property
+    def _listed_only(self) -> bool:
+        """Whether no width but those of `widths` has norms."""
+        return self.tower.norm == "switchable_batch_norm"
+
     def uniform(self) -> list[Channels]:
-        """Every width of the range that was trained, all layers alike, widest first."""
+        """Every width of the range that was trained, or of those that have norms, all layers alike, widest first."""
         low, high = self.objective.range
         fractions = [low + (high - low) * i / (_UNIFORM - 1) for i in range(_UNIFORM)]
-        found = {self.tower.channels(fraction) for fraction in fractions}
+        found = {*self.tower.widths} if self._listed_only else {self.tower.channels(fraction) for fraction in fractions}
         return sorted(found, key=self.tower.multiplications_at, reverse=True)
 
     def path(self, cost: Callable[[Channels], float]) -> list[Step]:
@@ -121,11 +126,15 @@ class Slim:
         return cost
 
     def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
-        """Plain networks of some widths, calibrated if they have batch norm, by name."""
+        """Plain networks of some widths, by name; calibrated if their batch norm has no statistics of its own."""
         found = {}
-        rows = self._vectors() if self.tower.has_batch_norm else []
+        rows = self._vectors() if self.tower.has_batch_norm and not self._listed_only else []
         for each in widths:
-            tower = self.tower.slice(each, statistics=False).eval()
+            try:
+                tower = self.tower.slice(each, statistics=False).eval()
+            except ValueError as error:
+                way_out = 'take one of those, or train with norm = "universal_batch_norm" or without batch norm'
+                raise UserError(f"model '{self.model}': {error}; {way_out}") from error
             if rows:
                 calibrate(tower, rows)
             found["x".join(map(str, each))] = Network(self._embedding, tower)
@@ -137,11 +146,6 @@ class Slim:
 
     @torch.no_grad()
     def _vectors(self) -> list[torch.Tensor]:
-        if self.tower.norm == "switchable_batch_norm":
-            raise UserError(
-                f"model '{self.model}': switchable batch norm has scales for its listed widths only; train it with "
-                'norm = "universal_batch_norm" or without batch norm to search among all widths'
-            )
         batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
         return [self._embedding.vectors(batch).x_BX for batch in batches]
 
@@ -180,8 +184,10 @@ class Slim:
 
         Args:
             budget: its kind and its ads; its limit does not matter.
-            search: look at AutoSlim's towers beside the uniform ones, whose multiplications order them well enough.
+            search: look at AutoSlim's towers beside the uniform ones, whose multiplications order them well enough; of
+                switchable batch norm there are none.
         """
+        search = search and not self._listed_only
         self.run.say(f"slim: judging the widths of {self.model} on the validation part")
         cost: Callable[[Channels], float] = self.tower.multiplications_at
         if search and budget.timed:

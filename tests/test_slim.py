@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ctrkit import slim, towers_timed
 from ctrkit.budget import Budget
@@ -346,6 +347,37 @@ def test_widths_that_cannot_be_exported(model: Slim, tmp_path: Path, widths: lis
     with pytest.raises(UserError, match=message):
         export_widths(model, widths, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+SWITCHABLE = """
+[towers.normed]
+hidden = [64, 32]
+batch_norm = true
+
+[models.switch]
+objective = "slimmable"
+tower = "normed"
+norm = "switchable_batch_norm"
+sampling = "list"
+widths = [0.25, 1.0]
+train = { epochs = 1 }
+"""
+
+
+def test_switchable_batch_norm_has_the_widths_that_it_was_trained_at(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "data", tmp_path / "run" / "data")
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(small_recipe.RECIPE + SWITCHABLE)
+    slim = Slim(Run(load_recipe(recipe), tmp_path / "run", quiet=True))
+    assert {each.widths for each in slim.front(MULTIPLICATIONS)} <= {(64, 32), (16, 8)} == set(slim.uniform())
+    batch = next(slim.run.loader("valid", 64).epoch())
+    expected = slim.objective.logits(batch)
+    for role, network in zip(("w1.0", "w0.25"), slim.networks(slim.uniform()).values(), strict=True):
+        torch.testing.assert_close(network(batch), expected[role], atol=1e-5, rtol=1e-5)
+    found = export_widths(slim, ["0.25", "1"], tmp_path / "bundle")
+    assert [entry["hidden"] for entry in found["widths"].values()] == [[64, 32], [16, 8]]
+    with pytest.raises(UserError, match=r"'switch': .* no statistics of the widths \[24, 16\]; .* take one of those"):
+        export_widths(slim, ["24x16"], tmp_path / "other")
 
 
 def test_widths_that_nobody_trained_are_said(model: Slim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
