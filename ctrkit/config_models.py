@@ -51,6 +51,29 @@ class TrainConfig(Strict):
     tensorboard: bool = False
 
 
+class HintConfig(Strict):
+    """What a student is told of its teacher's prediction: see `ctrkit.objectives.hint.Hint`."""
+
+    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
+    gradient_share: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _temperature(self) -> Self:
+        if self.temperature != 1 and self.loss != "kl":
+            raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
+        return self
+
+
+class KlHintConfig(HintConfig):
+    """A hint that is the KL divergence unless it says otherwise."""
+
+    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "kl"
+
+
 class _Model(Strict):
     train: TrainConfig = TrainConfig()
     """Keys of [train] that this model overrides: those that are set."""
@@ -85,28 +108,10 @@ class _Model(Strict):
         """Networks of models above, or columns of the log, that teach it."""
         return ()
 
-
-class HintConfig(Strict):
-    """What a student is told of its teacher's prediction: see `ctrkit.objectives.hint.Hint`."""
-
-    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    gradient_share: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _temperature(self) -> Self:
-        if self.temperature != 1 and self.loss != "kl":
-            raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
-        return self
-
-
-class KlHintConfig(HintConfig):
-    """A hint that is the KL divergence unless it says otherwise."""
-
-    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "kl"
+    @property
+    def hints(self) -> dict[str, HintConfig]:
+        """Hints on logits, by key."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, HintConfig)}
 
 
 class LayerHintConfig(Strict):
@@ -331,6 +336,11 @@ class CoTrainingConfig(_Taught):
     def shipped(self) -> tuple[str, ...]:
         """`serve`, or the first."""
         return tuple(self.serve) or self.roles[:1]
+
+    @property
+    def hints(self) -> dict[str, HintConfig]:
+        """Of the lessons."""
+        return {f"lessons.{index}.hint": lesson.hint for index, lesson in enumerate(self.lessons)}
 
     @property
     def taught_by(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.idle_settings import idle_settings
 from ctrkit.memory import check_memory, free_memory
 from ctrkit.metrics.report import Report
 from ctrkit.nn.network import Network
@@ -106,6 +107,9 @@ class ModelTraining:
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
+        steps = loader.num_batches * config.epochs
+        for warning in idle_settings(self.recipe, self.model, steps, self._sample(EVALUATION_BATCH)):
+            self._warn(warning)
         evaluate = self._evaluation(device)  # says what is wrong before the first step, not after the first epoch
         trainer = self._trainer(loader, device, fingerprint)
         # refused settings leave it; once training begins it would vouch for other weights
@@ -213,6 +217,10 @@ class ModelTraining:
             say=self.say,
         )
 
+    def _sample(self, rows: int, device: torch.device | None = None) -> Iterator[Batch]:
+        config = self.config
+        return calibration_batches(self.log, rows, config.seed, device, skip_unreadable=config.skip_unreadable)
+
     def _save_encoding(self) -> None:
         """What ids and columns the weights are of, beside them: the log may go or change."""
         encoding, place = self.log.encoding, self.directory / ENCODING
@@ -225,7 +233,7 @@ class ModelTraining:
         """Start from another run's weights, or a slice of another model, if the recipe says so."""
         if isinstance(self.slice_of, Slimmable):
             rows = self.slice_of.calibration_rows or CALIBRATION_ROWS
-            start_from_slice(objective, self.slice_of, calibration_batches(self.log, rows, self.config.seed))
+            start_from_slice(objective, self.slice_of, self._sample(rows))
         if self.config.warm_start is None:
             self.ranks.on_first(lambda: (self.directory / START).unlink(missing_ok=True))
             return
@@ -251,16 +259,25 @@ class ModelTraining:
 
         def evaluate(objective: Objective) -> dict[str, Report]:
             if objective.calibration_rows:
-                objective.calibrate(calibration_batches(self.log, objective.calibration_rows, self.config.seed, device))
+                objective.calibrate(self._sample(objective.calibration_rows, device))
             predicted = predict(objective, valid, device, ranks)
             return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
 
         return evaluate
 
 
-def calibration_batches(log: PreparedLog, rows: int, seed: int, device: torch.device | None = None) -> Iterator[Batch]:
+def calibration_batches(
+    log: PreparedLog, rows: int, seed: int, device: torch.device | None = None, *, skip_unreadable: bool = False
+) -> Iterator[Batch]:
     """So many rows of the training part, from row groups drawn by a seed; all, if it has no more."""
-    loader = Loader(log.schema, log.files("train"), batch_size=EVALUATION_BATCH, shuffle_rows=4 * rows, seed=seed)
+    loader = Loader(
+        log.schema,
+        log.files("train"),
+        batch_size=EVALUATION_BATCH,
+        shuffle_rows=4 * rows,
+        seed=seed,
+        on_unreadable=(lambda _: None) if skip_unreadable else None,  # training names them
+    )
     for batch in loader.epoch():
         yield batch if device is None else batch.to(device)
         rows -= len(batch)

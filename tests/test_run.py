@@ -109,6 +109,23 @@ def test_a_hint_that_was_never_heard_is_said(copy: Path) -> None:
     assert not [line for line in said if "nothing was learnt" in line]
 
 
+def test_settings_that_come_to_nothing_are_said(copy: Path) -> None:
+    one_ad = ('features.category_id.side="context"', 'features.price.side="context"', "features.ad_id.min_count=9999")
+    candidates = ("models.rocket.unexposed=1.0", "train.epochs=1")
+    late = ("models.rocket.hint={weight=1.0,warmup_steps=1000}", "train.warmup_steps=120")
+    run, said = opened(copy, *one_ad, *candidates, *late)
+    steps = run.train("rocket")["steps"]
+    (hint, rate, unexposed) = [line for line in said if "warmup_steps" in line or "one ad" in line]
+    assert hint.startswith("  warning: models.rocket.hint.warmup_steps = 1,000, but training 'rocket' takes")
+    assert f"takes {steps} steps: the hint ends at {steps / 1000:.2g} of what it is after its warm-up" in hint
+    assert rate.startswith("  warning: train.warmup_steps = 120, but ")
+    rows = run.log.rows("train")
+    assert unexposed.startswith(f"  warning: models.rocket.unexposed: {rows:,} rows of the training part all show one")
+    run, said = opened(copy, *candidates, f"models.rocket.hint={{warmup_steps={steps}}}")
+    run.train("rocket")
+    assert not [line for line in said if "warmup_steps" in line or "one ad" in line]
+
+
 def test_a_hint_that_is_too_loud_is_named(copy: Path) -> None:
     with pytest.raises(UserError, match=r"lower train.lr .* or the weight of what makes the loss 'hint'\. There is"):
         opened(copy, "models.rocket.hint={weight=1e300}")[0].train("rocket")
@@ -515,6 +532,9 @@ def test_row_groups_that_cannot_be_read_are_left_out_and_counted_if_asked(copy: 
     run, _ = opened(copy, "train.skip_unreadable=true")
     assert run.train("light") == result
     assert json.loads((copy / "models" / "booster" / "result.json").read_text())["unreadable_rows"] == 0
+    del run  # what looks at a sample of the log leaves them out too
+    run, _ = opened(copy, "train.skip_unreadable=true", "models.rocket.unexposed=1.0")
+    assert run.train("rocket")["unreadable_rows"] >= group_rows
 
 
 @pytest.mark.parametrize("device", ["cuda:17", "no such device"])

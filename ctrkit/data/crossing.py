@@ -49,6 +49,15 @@ class Crossing:
         label_B = torch.full_like(batch.label_B, torch.nan)
         return replace(batch, sparse=sparse, dense_BD=dense_BD, label_B=label_B, teachers={}, ahead={})
 
+    def changes(self, batch: Batch) -> bool:
+        """Whether any order makes other impressions of these: not if all of them show one ad."""
+        next_one = self(batch, torch.arange(len(batch), device=batch.label_B.device).roll(1))
+        return not (
+            torch.equal(next_one.sparse.values(), batch.sparse.values())
+            and torch.equal(next_one.sparse.lengths(), batch.sparse.lengths())
+            and torch.equal(next_one.dense_BD, batch.dense_BD)
+        )
+
 
 def _reordered(value_N: Tensor, length_B: Tensor, order_B: Tensor) -> Tensor:
     """The lists of a feature in another order, one after another."""

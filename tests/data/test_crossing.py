@@ -39,3 +39,12 @@ def test_the_batch_stays_as_it_was() -> None:
 def test_a_user_keeps_what_is_not_the_ads() -> None:
     schema = Schema.from_mapping({"user": {"side": "user"}, "hour": {"side": "context"}}, label="click", group="user")
     assert Crossing.of(schema) == Crossing(frozenset(), ())
+
+
+def test_one_ad_makes_no_other_candidates() -> None:
+    batch = networks.batch(6, FEATURES)
+    assert CROSSING.changes(batch)
+    one_ad = CROSSING(batch, torch.zeros(6, dtype=torch.long))
+    assert not CROSSING.changes(one_ad)
+    one_ad.dense_BD[5, 1] += 1  # but for its bid
+    assert CROSSING.changes(one_ad)
