@@ -362,12 +362,16 @@ def network_name(model: str, role: str) -> str:
 
 
 def serving_dict(recipe: Recipe) -> dict[str, Any]:
-    """What a bundle keeps of the recipe: nothing of what only training has, features, teachers or slices."""
+    """What a bundle keeps of the recipe: nothing of what only training has, features, columns of teachers or slices."""
     content = as_dict(recipe)
     content["features"] = {k: v for k, v in content["features"].items() if not recipe.features[k].privileged}
     tables = recipe.schema_().serving().tables()
     content["embedding"]["dims"] = {table: dim for table, dim in recipe.embedding.dims.items() if table in tables}
     content["columns"] = {k: v for k, v in content["columns"].items() if k not in ("teachers", "slices")}
+    for model in content["models"].values():
+        for taught in (model, *model.get("lessons", ())):
+            if "teachers" in taught:
+                taught["teachers"] = [name for name in taught["teachers"] if name not in recipe.columns.teachers]
     return content
 
 

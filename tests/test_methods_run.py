@@ -138,6 +138,7 @@ def test_a_bundle_has_nothing_of_privileged_features(finished: Path, name: str) 
         names.append(file)
         assert b"secret" not in content, file
         assert b"position" not in content, file
+        assert b"click_probability" not in content, file  # the column of a teacher
     assert {"manifest.json", "encoding/encoding.json"} <= set(names), names
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ctrkit.config import Recipe, load_recipe
+from ctrkit.config import Recipe, load_recipe, serving_dict
 from ctrkit.errors import UserError
 from tests import small_recipe
 
@@ -204,6 +204,13 @@ def test_a_column_that_teaches_is_no_network(tmp_path: Path) -> None:
     recipe = load(tmp_path, 'columns.teachers=["score"]', kd)
     assert recipe.models["kd"].taught_by == ("score", "light")
     assert list(recipe.frozen_teachers("kd")) == ["light"]
+
+
+def test_a_bundle_does_not_name_the_columns_that_taught(tmp_path: Path) -> None:
+    kd = 'models.kd={objective="distillation",student="light",teachers=["score","light"]}'
+    mix = 'models.mix={objective="co_training",networks={a="light"},lessons=[{student="a",teachers=["light","score"]}]}'
+    models = serving_dict(load(tmp_path, 'columns.teachers=["score"]', kd, mix))["models"]
+    assert models["kd"]["teachers"] == models["mix"]["lessons"][0]["teachers"] == ["light"]
 
 
 @pytest.mark.parametrize("objective", ["mutual_learning", "ensemble"])
