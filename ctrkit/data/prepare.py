@@ -29,7 +29,7 @@ from ctrkit.data.origin import find_origin
 from ctrkit.data.prepared import FORMAT, PreparedLog
 from ctrkit.data.request_sample import RequestSample
 from ctrkit.data.source import Chunk, ClickLog
-from ctrkit.data.split import PARTS, Part, SplitLog, open_split
+from ctrkit.data.split import PARTS, Codes, Part, SplitLog, open_split
 from ctrkit.encoding import Counts, Encoding
 from ctrkit.errors import UserError
 from ctrkit.schema import Feature, Schema, SequenceFeature, table_of
@@ -142,16 +142,19 @@ def _rows_by_part(source: SplitLog, schema: Schema) -> Iterator[_Rows]:
         raw = pa.RecordBatch.from_arrays(
             [*special.values(), *chunk.columns.columns], names=[*special, *chunk.columns.schema.names]
         )
+        _check_labelled(raw, codes_N, chunk)
         for code in np.flatnonzero(np.bincount(codes_N, minlength=len(PARTS))):
             rows = raw if (codes_N == code).all() else raw.filter(pa.array(codes_N == code))
-            _check_labelled(rows, PARTS[code], chunk)
             yield _Rows(chunk, PARTS[code], {name: rows.column(name) for name in special}, rows)
 
 
-def _check_labelled(rows: pa.RecordBatch, part: Part, chunk: Chunk) -> None:
-    if part != "train" and np.isnan(rows.column(LABEL).to_numpy(zero_copy_only=False)).any():
+def _check_labelled(raw: pa.RecordBatch, codes_N: Codes, chunk: Chunk) -> None:
+    """Refuse rows of the valid and the test part without a label."""
+    empty_N = np.isnan(raw.column(LABEL).to_numpy(zero_copy_only=False)) & (codes_N != PARTS.index("train"))
+    if empty_N.any():
+        row = int(empty_N.argmax())
         raise UserError(
-            f"{chunk.file}, near row {chunk.first_row + 1:,}: an impression of the {part} part has no label; "
+            f"{chunk.place(row)}: an impression of the {PARTS[codes_N[row]]} part has no label; "
             "columns.unlabelled is for the training part alone: drop such rows"
         )
 

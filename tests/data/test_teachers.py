@@ -143,10 +143,20 @@ def test_a_missing_label_is_an_error_unless_asked_for(tmp_path: Path) -> None:
         made(tmp_path, {"click": some_unlabelled(slice(6, 7))})
 
 
-@pytest.mark.parametrize(("rows", "part"), [(slice(200, 201), "valid"), (slice(299, 300), "test")])
-def test_only_the_training_part_may_lack_labels(tmp_path: Path, rows: slice, part: str) -> None:
-    with pytest.raises(UserError, match=f"an impression of the {part} part has no label; columns.unlabelled is for"):
+@pytest.mark.parametrize(("rows", "part", "row"), [(slice(200, 202), "valid", 21), (slice(299, 300), "test", 60)])
+def test_only_the_training_part_may_lack_labels(tmp_path: Path, rows: slice, part: str, row: int) -> None:
+    said = rf"{part}\.parquet, row {row}: an impression of the {part} part has no label; columns.unlabelled is for"
+    with pytest.raises(UserError, match=said):
         made(tmp_path, {"click": some_unlabelled(rows)}, unlabelled=True)
+
+
+def test_a_missing_label_is_found_among_the_parts_of_one_file(tmp_path: Path) -> None:
+    log = small_log.table()  # fifty rows a day, of which the fifth is the valid part
+    log = log.set_column(log.schema.get_field_index("click"), "click", some_unlabelled(slice(140, 230)))
+    pq.write_table(log, tmp_path / "log.parquet")
+    by_day = data(tmp_path / "log.parquet", split={"by": "column", "column": "day"})
+    with pytest.raises(UserError, match=r"log\.parquet, row 201: an impression of the valid part has no label"):
+        prepare(by_day, schema(FEATURES, unlabelled=True), tmp_path / "prepared")
 
 
 def test_a_label_that_is_no_label_is_an_error_also_among_missing_ones(tmp_path: Path) -> None:
