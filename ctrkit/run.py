@@ -133,11 +133,17 @@ class Run:
         return first
 
     def check(self, models: Iterable[str]) -> None:
-        """Refuse models that cannot be built, or start from weights that are not there, before one is trained."""
+        """Refuse models that cannot be built, or start from weights that are not there, before one is trained.
+
+        So is the device of a model that was never trained here: those that were may go on where there is no such one.
+        """
         for model in models:
             if model not in self._results:
                 self.ranks.on_first(partial(check_networks, self.recipe, model))
                 self._start(model)
+                if not self.ranks.on_first((self.directory / "models" / model / "result.json").exists):
+                    device = self.recipe.train_config(model).device
+                    self.ranks.on_each(partial(find_device, device, self.ranks))
 
     def _train(self, model: str) -> dict[str, Any]:
         place = self.directory / "models" / model

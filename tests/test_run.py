@@ -546,6 +546,21 @@ def test_a_device_that_is_not_there(copy: Path, device: str) -> None:
     assert changed(copy, before) == {"recipe.json"}
 
 
+def test_a_device_that_is_not_there_is_told_before_the_log_is_prepared(tmp_path: Path) -> None:
+    run, _ = opened(tmp_path / "run", 'models.rocket.train={device="cuda:17"}')
+    with pytest.raises(UserError, match=r"train\.device 'cuda:17': torch cannot use it on this machine"):
+        _ = run.evaluation
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_trained_elsewhere_is_used_without_its_device(copy: Path) -> None:
+    result = copy / "models" / "light" / "result.json"
+    run, _ = opened(copy, 'train.device="cuda:17"')
+    done = {**json.loads(result.read_text()), "fingerprint": run._model_fingerprint("light")}
+    result.write_text(json.dumps(done))  # as a machine with so many GPUs would have written it
+    assert run.train("light") == done
+
+
 def test_tables_that_no_memory_holds_are_refused_before_they_are_made(copy: Path) -> None:
     run, _ = opened(copy, "features.user_id.buckets=2_000_000_000", "embedding.dims.user_id=4096")
     before = times(copy / "models")
