@@ -274,7 +274,8 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     evaluation = run.evaluation
     gap = gap_closed(run.recipe, evaluation["networks"])
     shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
-    return {**evaluation, "gap_closed": gap, "text": shown}
+    shown += f"\n\nTheir predictions: {run.predictions}"
+    return {**evaluation, "gap_closed": gap, "predictions": str(run.predictions), "text": shown}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:

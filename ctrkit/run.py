@@ -242,6 +242,11 @@ class Run:
 
     # --- evaluate
 
+    @property
+    def predictions(self) -> Path:
+        """Where the probabilities of every network on the test part lie, a file each."""
+        return self.directory / "predictions" / "test"
+
     @cached_property
     def evaluation(self) -> dict[str, Any]:
         """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
@@ -255,7 +260,7 @@ class Run:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
-        held_out, predictions = HeldOut(self.log, "test"), self.directory / "predictions" / "test"
+        held_out, predictions = HeldOut(self.log, "test"), self.predictions
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)

@@ -98,7 +98,10 @@ def test_evaluate(capsys: Capture, done: list[str], finished_run: Path) -> None:
     found = result(capsys, ["evaluate", *done])
     assert found["networks"] == json.loads((finished_run / "evaluation.json").read_text())["networks"]
     assert "gap_closed" in found
-    assert f"{found['networks']['light']['gauc']:.4f}" in shown(capsys, ["evaluate", *done])
+    said = shown(capsys, ["evaluate", *done])
+    assert f"{found['networks']['light']['gauc']:.4f}" in said
+    assert said.endswith(f"\nTheir predictions: {found['predictions']}\n")
+    assert {path.stem for path in Path(found["predictions"]).iterdir()} == found["networks"].keys()
 
 
 def test_export(capsys: Capture, done: list[str], finished_run: Path) -> None:

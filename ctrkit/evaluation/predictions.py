@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -163,7 +164,7 @@ class Predictions:
             return clicked
         if name == self.score:
             right = pc.and_(pc.greater_equal(column, 0.0), pc.less_equal(column, 1.0))
-            _refuse(right, column, "a score is a probability in [0, 1]; is it a logit?", name, file, first_row)
+            _refuse(right, column, "a score is a probability in [0, 1]", name, file, first_row, "; is it a logit?")
         elif name == self.weight:
             low, high = WEIGHTS
             inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
@@ -182,6 +183,8 @@ def _open_parquet(path: str) -> ClickLog:
         if format_of(path) == "csv":
             raise UserError(f"{path}: predictions are Parquet, which states its types; write the file as Parquet")
         return open_log(path, "parquet")
+    if kind == pafs.FileType.Directory:
+        _check_no_run(path, filesystem, inner)
     if not exists(path):
         what = "no such file or folder" if kind == pafs.FileType.NotFound else "the folder has no Parquet file"
         raise UserError(f"{path}: {what}; predictions are a Parquet file (.parquet) or a folder of them")
@@ -190,6 +193,16 @@ def _open_parquet(path: str) -> ClickLog:
     if csv:
         raise UserError(f"{csv[0]}: predictions are Parquet, which states its types; write the file as Parquet")
     return log
+
+
+def _check_no_run(path: str, filesystem: Any, inner: str) -> None:
+    """Refuse the directory of a run, whose prepared log would be read as predictions."""
+    if filesystem.get_file_info(f"{inner}/recipe.json").type == pafs.FileType.File:
+        place = f"{path.rstrip('/')}/predictions/test"
+        raise UserError(
+            f"{path}: is the directory of a run; name the predictions of one of its networks, {place}/NETWORK.parquet "
+            "(`ctrkit evaluate RECIPE` writes them)"
+        )
 
 
 def _as_number(column: pa.Array, name: str, file: str) -> pa.Array:
@@ -207,10 +220,12 @@ def _as_number(column: pa.Array, name: str, file: str) -> pa.Array:
         ) from error
 
 
-def _refuse(right: pa.Array, column: pa.Array, rule: str, name: str, file: str, first_row: int) -> None:
-    """Raise UserError with the place of the first value that is not right; a null is not."""
+def _refuse(
+    right: pa.Array, column: pa.Array, rule: str, name: str, file: str, first_row: int, suspicion: str = ""
+) -> None:
+    """Raise UserError with the place of the first value that is not right; null and NaN are not, and nothing else."""
     row = pc.index(right.fill_null(False), False).as_py()
     if row >= 0:
         value = column[row].as_py()
-        said = "missing" if value is None else value
-        raise UserError(f"{file}, row {first_row + row + 1:,}: column '{name}' is {said}; {rule}")
+        said = f"missing; {rule}" if value is None else f"{value}; {rule}{'' if value != value else suspicion}"
+        raise UserError(f"{file}, row {first_row + row + 1:,}: column '{name}' is {said}")

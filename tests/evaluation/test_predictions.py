@@ -109,8 +109,8 @@ def test_scores_keep_their_width(tmp_path: Path, kind: pa.DataType) -> None:
         ("label", 700, None, r"p\.parquet, row 701: column 'label' is missing; a label is 0 or 1"),
         ("label", 0, 2, r"row 1: column 'label' is 2\.0; a label is 0 or 1"),
         ("probability", 999, 1.5, r"row 1,000: column 'probability' is 1\.5; .*logit"),
-        ("probability", 3, float("nan"), r"row 4: column 'probability' is nan"),
-        ("probability", 3, None, r"row 4: column 'probability' is missing"),
+        ("probability", 3, float("nan"), r"row 4: column 'probability' is nan; a score is a probability in \[0, 1\]$"),
+        ("probability", 3, None, r"row 4: column 'probability' is missing; a score is a probability in \[0, 1\]$"),
         ("group", 450, None, r"row 451: column 'group' is missing; .* one user"),
         ("weight", 450, -1.0, r"row 451: column 'weight' is -1\.0; a weight is 0, or 1e-100 to 1e\+100"),
         ("weight", 450, float("inf"), r"row 451: column 'weight' is inf"),
@@ -179,6 +179,16 @@ def test_columns_that_are_not_there(path: Path) -> None:
         Predictions.open(path, label="lable")
     with pytest.raises(UserError, match="did you mean 'position'"):
         Predictions.open(path).read(["positon"])
+
+
+def test_a_run_is_no_predictions_but_has_some(tmp_path: Path) -> None:
+    for place in ("data/train", "predictions/test"):
+        (tmp_path / "run" / place).mkdir(parents=True)
+        pq.write_table(table(), tmp_path / "run" / place / "light.parquet")
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    with pytest.raises(UserError, match=r"run/: is the directory of a run; .* /\S*run/predictions/test/NETWORK\."):
+        Predictions.open(f"{tmp_path}/run/")
+    assert Predictions.open(tmp_path / "run" / "predictions" / "test").num_rows
 
 
 @pytest.mark.parametrize("named", [{"score": "label"}, {"weight": "probability"}, {"group": "label"}])
