@@ -233,9 +233,10 @@ def _init(options: argparse.Namespace) -> dict[str, Any]:
     with atomic_file(options.out) as file:
         file.write(inspection.recipe.encode())
     warnings = list(inspection.warnings)
-    shown = "\n".join(
-        [f"wrote {options.out}", *(f"  warning: {w}" for w in warnings), f"next: ctrkit run {options.out}"]
-    )
+    then = f"ctrkit run {options.out}"
+    if not inspection.prepares:
+        then = f"give every row of the log a '{options.group}', without which it cannot be prepared; then {then}"
+    shown = "\n".join([f"wrote {options.out}", *(f"  warning: {w}" for w in warnings), f"next: {then}"])
     return {"recipe": str(options.out), "warnings": warnings, "text": shown}
 
 

@@ -185,6 +185,15 @@ def test_init(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == before
 
 
+def test_init_does_not_lead_to_a_run_that_is_refused(capsys: Capture, tmp_path: Path) -> None:
+    rows = {"click": [0, 1] * 50, "user_id": [None, "b"] * 50, "ad_id": [1, 2, 3, 4] * 25}
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    arguments = ["init", str(tmp_path / "log.parquet"), "--label", "click", "--group", "user_id"]
+    text = shown(capsys, [*arguments, "--out", str(tmp_path / "mine.toml")])
+    assert "\nnext: give every row of the log a 'user_id', without which it cannot be prepared; then ctrkit" in text
+    assert main(["prepare", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+
+
 def test_init_leads_to_a_log_that_can_be_prepared(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
     log = next((finished_run / "raw").glob("synthetic-*"))
     out = tmp_path / "mine.toml"

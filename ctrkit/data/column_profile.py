@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,10 @@ import pyarrow.compute as pc
 from ctrkit.data.columns import decoded, is_list, label_values, to_numpy
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array
+
+_FEW_USERS = 20
+_CHANCE = 1e-6
+"""That any value of a column has clicks of so many users only, if these were drawn."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,26 @@ def _label_auc(array: pa.Array, label_N: npt.NDArray[np.bool_]) -> float:
     return best
 
 
+def all_clicks(column: pa.ChunkedArray, group_N: Int64Array, label_N: npt.NDArray[np.bool_]) -> tuple[Any, int] | None:
+    """A value whose rows are all clicks, of more users than chance would give it, and how many rows these are.
+
+    Args:
+        column: of the sample, no list.
+        group_N: a number for each user.
+        label_N: which rows are clicks.
+    """
+    array = decoded(column.combine_chunks())
+    codes_N = codes_of(array)
+    shown, clicks = np.bincount(codes_N), np.bincount(codes_N, label_N)
+    pairs = np.unique(codes_N * (group_N.max() + 1) + group_N)
+    users = np.bincount(pairs // (group_N.max() + 1))  # rows of one user are one user's taste
+    users[clicks < shown] = 0
+    code = int(users.argmax())
+    if users[code] < _FEW_USERS or float(label_N.mean()) ** int(users[code]) * len(shown) > _CHANCE:
+        return None
+    return array[int((codes_N == code).argmax())].as_py(), int(shown[code])
+
+
 def codes_of(array: pa.Array) -> Int64Array:
     """A number for each value, equal where the values are (null is a value)."""
     codes_N: Int64Array = to_numpy(array.dictionary_encode(null_encoding="encode").indices).astype(np.int64)
@@ -190,6 +215,11 @@ def has_both_classes(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_
     return bool(((clicks > 0) & (clicks < np.bincount(codes_N))).any())
 
 
+def without_key(sample: pa.Table, group: str) -> int:
+    """Rows of the sample that have no user, which cannot be prepared."""
+    return int(decoded(sample.column(group).combine_chunks()).is_null(nan_is_null=True).true_count)
+
+
 def log_warnings(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -> Iterator[str]:
     """What looks wrong with the log as a whole."""
     rate = float(label_N.mean())
@@ -200,7 +230,7 @@ def log_warnings(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -
     elif rate > 0.5:
         yield f"the click rate is {rate:.0%}: is the label what it should be?"
     column = decoded(sample.column(group).combine_chunks())
-    empty = column.is_null(nan_is_null=True).true_count
+    empty = without_key(sample, group)
     if empty:
         yield (
             f"{empty:,} rows of the sample have no '{group}', which `ctrkit prepare` refuses: drop them from the log, "

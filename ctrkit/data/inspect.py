@@ -19,12 +19,14 @@ from ctrkit.config_data import SplitByFiles
 from ctrkit.data import naming
 from ctrkit.data.column_profile import (
     Profile,
+    all_clicks,
     codes_of,
     depends_on,
     has_both_classes,
     log_warnings,
     profile,
     sample_labels,
+    without_key,
 )
 from ctrkit.data.columns import RESERVED, decoded
 from ctrkit.data.recipe_text import FeatureLine, recipe_text
@@ -50,6 +52,8 @@ class Inspection:
     recipe: str
     """TOML."""
     warnings: tuple[str, ...]
+    prepares: bool
+    """False if `ctrkit prepare` would refuse rows of the sample."""
 
 
 def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> Inspection:
@@ -95,7 +99,7 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
         train=_train_settings(log.rows, ranked=ranked),
         seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
     )
-    return Inspection(recipe, warnings)
+    return Inspection(recipe, warnings, prepares=without_key(sample, group) == 0)
 
 
 def _train_settings(rows: int | None, *, ranked: bool) -> dict[str, Any]:
@@ -142,6 +146,7 @@ class _Look:
                     self.day = name
                 elif (reason := self._reason_against(found)) is None:
                     self.kept[name] = found
+                    self._suspect(found)
                 else:
                     self.left_out[name] = reason
 
@@ -189,6 +194,18 @@ class _Look:
             self.warnings.append(f"'{name}' has a value of its own in nearly every row; left out")
             return "a value of its own in nearly every row"
         return None
+
+    def _suspect(self, column: Profile) -> None:
+        """Warn of a value that only clicks have: rare, it hardly shows in the AUC."""
+        if column.is_list or column.name == self.group or not column.distinct:
+            return
+        users_N = codes_of(decoded(self.sample.column(self.group).combine_chunks()))
+        if (found := all_clicks(self.sample.column(column.name), users_N, self.label_N)) is not None:
+            value, rows = found
+            self.warnings.append(
+                f"all {rows:,} rows of the sample in which '{column.name}' is {value!r:.40} are clicks; if it is known "
+                "only after the click, leave the feature out"
+            )
 
     def _type_against(self, column: Profile) -> str:
         """Of a type that no feature takes; warned of unless it holds times or nothing."""

@@ -167,6 +167,30 @@ def test_an_honest_column_is_not_taken_for_a_leak(tmp_path: Path) -> None:
     assert {"weak", "many"} <= set(recipe.features)
 
 
+@pytest.mark.parametrize(
+    ("values", "value"),
+    [
+        (np.where(LABEL & (np.arange(ROWS) % 40 < 2), "refund", "none"), "'refund'"),
+        (np.where(LABEL & (np.arange(ROWS) % 40 < 2), 1, 0), "1"),
+        (pa.array(RNG.integers(1, 4, ROWS), mask=(LABEL == 1) & (np.arange(ROWS) % 40 < 2)), "None"),
+    ],
+)
+def test_a_rare_value_that_is_always_a_click_is_said(tmp_path: Path, values: Any, value: str) -> None:
+    found, recipe = look(tmp_path, log(after=values))
+    (warning,) = [w for w in found.warnings if "are clicks" in w]
+    rows = int((LABEL & (np.arange(ROWS) % 40 < 2)).sum())
+    assert warning.startswith(f"all {rows} rows of the sample in which 'after' is {value} are clicks; if it is known")
+    assert "after" in recipe.features
+
+
+def test_clicks_of_few_users_are_their_taste(tmp_path: Path) -> None:
+    table = log()
+    users = np.array([int(u[1:]) for u in table["user_id"].to_pylist()])
+    clicks = (users < 19) | (LABEL == 1)  # these users click on all they see
+    found, _ = look(tmp_path, log(zip=np.where(users < 19, 1, users % 7 + 2), click=clicks.astype(np.int8)))
+    assert not [w for w in found.warnings if "are clicks" in w]
+
+
 def test_a_side_that_no_name_tells_is_seen_in_the_rows(tmp_path: Path) -> None:
     table = log()
     users = np.array([int(u[1:]) for u in table["user_id"].to_pylist()])
