@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("bundle", type=Path, help="bundle directory")
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
     score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
+    score.add_argument("--force", action="store_true", help="write over a file that is there")
     score.add_argument("--width", help="of a bundle of several widths; the widest if not given")
     score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
     add_serve_options(verb("serve", _serve, "Serve bundles over HTTP and gRPC, new versions without a pause."))
@@ -224,11 +225,16 @@ def _open_run(options: argparse.Namespace, recipe_path: Path, *, beyond_training
     return run
 
 
+def _require_free(options: argparse.Namespace) -> None:
+    """Refuse an --out that is there, unless --force."""
+    if options.out.exists() and not options.force:
+        raise UserError(f"{options.out}: exists; give --out another name, or --force to write over it")
+
+
 def _init(options: argparse.Namespace) -> dict[str, Any]:
     from ctrkit.data.inspect import inspect_log
 
-    if options.out.exists() and not options.force:
-        raise UserError(f"{options.out}: exists; give --out another name, or --force to write over it")
+    _require_free(options)
     inspection = inspect_log(options.log, label=options.label, group=options.group)
     with atomic_file(options.out) as file:
         file.write(inspection.recipe.encode())
@@ -364,6 +370,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
     from ctrkit_serving.score_file import score_file
 
+    _require_free(options)
     scored = score_file(
         options.bundle, options.requests, options.out, ignore_unknown=options.ignore_unknown, width=options.width
     )

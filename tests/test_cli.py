@@ -145,6 +145,13 @@ def test_score(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
     assert found["counts"].keys() == load_recipe(finished_run.parent / "small.toml").features.keys()
     golden = Bundle.load(finished_run / "bundle").golden
     assert scores[:8] == [pytest.approx(expected, abs=1e-6) for expected in golden.scores]
+    out.write_text("mine")
+    again = ["score", str(finished_run / "bundle"), str(requests), "--out", str(out)]
+    assert main(again) == 2
+    assert f"{out}: exists; give --out another name, or --force to write over it" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert result(capsys, [*again, "--force"]) == found
+    assert [json.loads(line)["scores"] for line in out.read_text().splitlines()] == scores
 
 
 def test_score_and_names_that_the_model_does_not_know(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
