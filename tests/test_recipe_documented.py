@@ -1,0 +1,66 @@
+"""Every key that a recipe may have stands in docs/recipe.md, in a row of its own section."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from ctrkit import config, config_data, config_models, schema
+from ctrkit.config import Recipe
+
+DOCUMENTED = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
+
+SECTIONS: dict[type[BaseModel], str] = {
+    config.ColumnsConfig: "columns",
+    config.EmbeddingConfig: "embedding",
+    config.TowerConfig: "towers.NAME",
+    config.ExportConfig: "export",
+    config.BenchConfig: "bench",
+    config_data.DataConfig: "data",
+    config_data.SplitByFiles: "data.split",
+    config_data.SplitByColumn: "data.split",
+    config_data.SplitByTime: "data.split",
+    config_data.SplitAtRandom: "data.split",
+    config_data.SyntheticLog: "data.synthetic",
+    schema.CategoricalFeature: "features.NAME",
+    schema.SequenceFeature: "features.NAME",
+    schema.DenseFeature: "features.NAME",
+    config_models.TrainConfig: "train",
+    config_models.HintConfig: "hint",
+    config_models.KlHintConfig: "hint",
+    config_models.LayerHintConfig: "layer_hints",
+    config_models.LessonConfig: "lessons",
+}
+"""What a row of the section begins with; a model's is its objective."""
+
+
+def classes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from classes(field.annotation)
+    for part in get_args(annotation):
+        yield from classes(part)
+
+
+def words(section: str) -> set[str]:
+    """What stands in backticks in the rows whose keys are of the section."""
+    rows = [row for row in DOCUMENTED.splitlines() if re.match(rf"\| `?{re.escape(section)}\b", row)]
+    return {word for row in rows for code in re.findall(r"`([^`]+)`", row) for word in re.findall(r"\w+", code)}
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(classes(Recipe)), ids=lambda kind: kind.__name__)
+def test_every_key_is_documented(kind: type[BaseModel]) -> None:
+    keys = set(kind.model_fields)
+    if kind is Recipe:
+        assert not [key for key in keys if not re.search(rf"^\| `{key}\b", DOCUMENTED, re.MULTILINE)]
+    elif kind in SECTIONS:
+        named = {"name"} if SECTIONS[kind] == "features.NAME" else set()  # the NAME itself
+        assert not keys - words(SECTIONS[kind]) - named
+    else:
+        (objective,) = get_args(kind.model_fields["objective"].annotation)
+        assert not keys - words(objective) - words("models.NAME")
