@@ -2,8 +2,11 @@
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ctrkit.errors import UserError
 from ctrkit.evaluation import plots
@@ -68,6 +71,7 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
     _require_pictures(options.plots)
     pictures = ComparePictures() if options.plots else None
     baseline, *variants = parse_models([options.baseline, *options.variant])
+    paths = {model.name: list(model.paths) for model in (baseline, *variants)}
     needed = math.ceil(2 * len(variants) / (1 - options.level) - 1e-9)  # by Holm, of the smallest p-value
     notes = []
     if options.resamples + 1 < needed:
@@ -79,6 +83,7 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
     def look(log: Impressions, name: str, runs: Scores) -> None:
         if name == baseline.name and "weight" in log.unused:
             notes.append(f"{log.path}: the column 'weight' is not used; every impression counts once")
+        notes.extend(_told_twice(paths[name], runs))
         if pictures:
             pictures.look(log.label, name, runs)
 
@@ -99,9 +104,21 @@ def compare_command(options: argparse.Namespace) -> dict[str, Any]:
     text += f"\n\npictures: {', '.join(map(str, drawn))}" if drawn else ""
     return {
         **report.as_dict(),
-        "paths": {model.name: list(model.paths) for model in (baseline, *variants)},
+        "paths": paths,
         "sentences": dict(zip(report.variants, sentences(report), strict=True)),
         "notes": notes,
         "pictures": [str(path) for path in drawn],
         "text": text,
     }
+
+
+def _told_twice(paths: Sequence[str], runs: Scores) -> Iterator[str]:
+    """Runs of one model whose scores are those of an earlier one, as another seed's never are."""
+    for later in range(1, len(runs)):
+        for earlier in range(later):
+            if np.array_equal(runs[earlier], runs[later]):
+                yield (
+                    f"{paths[later]}: the same scores as {paths[earlier]}, as if one run counted twice: the intervals "
+                    "are narrower than the runs make them"
+                )
+                break

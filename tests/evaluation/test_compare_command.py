@@ -1,6 +1,7 @@
 """`ctrkit compare` as people and machines meet it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_names_of_columns_and_key(folder: Path, tmp_path: Path, capsys: Capture)
     assert {each["difference"] for each in result["comparisons"]} == {0.0}
     assert main(arguments) == 2
     assert "give --key COLUMN" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_run_that_stands_there_twice_is_mentioned(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    again = shutil.copy(folder / "rocket-seed0.parquet", tmp_path / "rocket-seed9.parquet")
+    variant = f"rocket={folder}/rocket-seed0.parquet,{folder}/rocket-seed1.parquet,{again}"
+    assert main(["compare", f"{folder}/light-seed*.parquet", variant, "--resamples", "200", "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith(f"{again}: the same scores as {folder}/rocket-seed0.parquet, as if one run counted twice")
 
 
 def test_weights_that_are_not_used_are_mentioned(folder: Path, tmp_path: Path, capsys: Capture) -> None:
