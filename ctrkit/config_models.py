@@ -60,6 +60,7 @@ class HintConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     gradient_share: Annotated[float, Field(gt=0)] | None = None
+    labelled_only: bool = False
 
     @model_validator(mode="after")
     def _temperature(self) -> Self:

@@ -25,14 +25,23 @@ def label_loss(logit_B: Tensor, label_B: Tensor, smoothing: float = 0.0, *, weig
         smoothing: share of the label that becomes one half.
         weight_B: of the impressions in that mean; alike if not given.
     """
-    known_B = ~label_B.isnan()
-    if known_B.all():
+    if not label_B.isnan().any():
         return binary_cross_entropy(logit_B, label_B * (1 - smoothing) + smoothing / 2 if smoothing else label_B)
     target_B = label_B.nan_to_num() * (1 - smoothing) + smoothing / 2
+    return binary_cross_entropy(logit_B, target_B) * labelled(label_B, weight_B)
+
+
+def labelled(label_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """Makes the mean of losses that over the labelled: zero where the label is NaN, elsewhere one over their share.
+
+    Args:
+        label_B: 0, 1 or NaN; if all are NaN, it is zero.
+        weight_B: of the impressions in the mean; alike if not given.
+    """
+    known_B = ~label_B.isnan()
     weight_B = torch.ones_like(label_B) if weight_B is None else weight_B
     share = (weight_B * known_B).sum() / weight_B.sum()
-    share = torch.where(share > 0, share, 1.0)  # no label at all: zeros
-    return binary_cross_entropy(logit_B, target_B) * known_B / share
+    return known_B / torch.where(share > 0, share, 1.0)
 
 
 def logit_mse(light_B: Tensor, booster_B: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
-from ctrkit.losses import label_loss, mean_probability
+from ctrkit.losses import label_loss, labelled, mean_probability
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network
@@ -245,6 +245,8 @@ class CoTraining(Objective):
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
         known_B = ~torch.stack(teachers).isnan().any(0)
+        if lesson.hint.labelled_only:
+            known_B = known_B * labelled(batch.label_B, batch.weight_B)
         teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         if lesson.average == "mean":
             teachers = [mean_probability(teachers)]

@@ -47,6 +47,9 @@ class Hint:
     gradient_share: float | None = None
     """Scale the hint so that the norm of its gradient is this share of the label loss's, both with respect to the
     student's logits and measured over its first `MEASURED_STEPS` steps, in which it is not yet applied."""
+    labelled_only: bool = False
+    """Only on impressions with a label, its mean taken over them as the label loss's is: what semi-supervised learning,
+    where it acts on all, is measured against."""
 
     def __call__(self, student_B: Tensor, teacher_B: Tensor) -> Tensor:
         """Its loss[B], without its weight."""

@@ -220,6 +220,18 @@ def test_impressions_without_a_label_enter_the_mutual_term_only() -> None:
         torch.testing.assert_close(found[role][1::2], 2 * supervised[role][1::2])
 
 
+def test_a_hint_for_the_labelled_only() -> None:
+    """Supervised mutual learning: its term is there where the label is, and as loud as if all had one."""
+    batch = networks.batch()
+    whole, some = (Hint("kl", labelled_only=only) for only in (False, True))
+    everywhere, found = (peers(2, hint=hint)().losses(unlabelled(batch)) for hint in (whole, some))
+    for role in ("hint_peer0", "hint_peer1"):
+        assert (found[role][::2] == 0).all()
+        torch.testing.assert_close(found[role][1::2], 2 * everywhere[role][1::2])
+    all_labelled = (peers(2, hint=hint)().losses(batch)["hint_peer0"] for hint in (whole, some))
+    assert torch.equal(*all_labelled)
+
+
 @pytest.mark.parametrize("in_turn", [True, False])
 def test_a_batch_without_labels_still_teaches(in_turn: bool) -> None:
     objective, batch = peers(2, in_turn=in_turn)(), networks.batch()
