@@ -108,7 +108,8 @@ class ModelTraining:
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
         steps = loader.num_batches * config.epochs
-        for warning in idle_settings(self.recipe, self.model, steps, self._sample(EVALUATION_BATCH)):
+        sample = self._sample(EVALUATION_BATCH)
+        for warning in ranks.on_first(lambda: list(idle_settings(self.recipe, self.model, steps, sample))):
             self._warn(warning)
         evaluate = self._evaluation(device)  # says what is wrong before the first step, not after the first epoch
         trainer = self._trainer(loader, device, fingerprint)
