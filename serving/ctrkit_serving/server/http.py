@@ -19,6 +19,8 @@ MAX_HEADERS = 100
 MAX_PIPELINED = 8
 MAX_READ = 2**18
 """What asyncio reads at a time."""
+MAX_AT_ONCE = 256
+"""Requests that one read may bring: they are parsed in one go, and nothing else of the worker runs meanwhile."""
 LINGER_S = 1.0
 """After an answer that ends a connection, what still arrives is read and dropped for so long: closing at once would
 reset the connection, and the answer with it."""
@@ -32,14 +34,14 @@ _HEADS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() 
 class Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_connection", "answer", "arrived", "body", "headers", "keep_alive", "method", "path")
+    __slots__ = ("_connection", "answer", "arrived", "body", "headers", "keep_alive", "method", "of_http_1_0", "path")
 
     def __init__(self, connection: "Connection", method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
         self._connection = connection
         self.method, self.path, self.headers = method, path, headers
         self.arrived = time.monotonic()
         self.body = b""
-        self.keep_alive = True
+        self.keep_alive, self.of_http_1_0 = True, False
         self.answer: bytes | None = None
 
     def respond(
@@ -59,9 +61,12 @@ class Exchange:
         ]  # fmt: skip
         for name, value in (extra or {}).items():
             head.append(f"{name}: {value}\r\n".encode())
-        head.append(b"Connection: close\r\n\r\n" if close else b"\r\n")
         if close:
             self.keep_alive = False
+            head.append(b"Connection: close\r\n")
+        elif self.of_http_1_0:
+            head.append(b"Connection: keep-alive\r\n")  # such a client waits for the connection's end without it
+        head.append(b"\r\n")
         if self.method != b"HEAD":
             head.append(body)
         self.answer = b"".join(head)
@@ -134,10 +139,11 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._failed: RequestError | None = None
         self._refusal: RequestError | None = None
-        self._deaf = self._eof = False
+        self._deaf = self._eof = self._unread = False
         self._ending: float | None = None
         self._since = time.monotonic()
         self._paused = False
+        self._at_once = 0
         self._start()
 
     def _start(self) -> None:
@@ -167,18 +173,32 @@ class Connection(asyncio.Protocol):
         """Parse what has arrived."""
         if self._deaf:
             return
+        self._at_once = 0
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._failed = self._failed or RequestError(400, "bad_request", "upgrades are not supported")
+            self._parse(data)
         except httptools.HttpParserError as error:  # also what a callback below raised
             self._failed = self._failed or RequestError(400, "bad_request", f"not HTTP/1.1: {error}")
-        if self._failed is None and self._in_request and self._current is None:
+        if self._failed is None and self._in_request:
             self._unparsed += len(data)
             if self._unparsed > 2 * MAX_HEAD + MAX_READ:
                 self._failed = RequestError(431, "too_large", f"headers of more than {MAX_HEAD} bytes")
         if self._failed is not None:
             self._fail(self._failed)
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. It stops behind the head of a request that asks for another protocol, and does not read its
+        body: this server speaks none, so the head is read again as that of a request which does not ask.
+        """
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                version = self._parser.get_http_version().encode()
+                lines = [b"%s %s HTTP/%s" % (self._parser.get_method(), self._url, version)]
+                lines += [b"%s: %s" % header for header in self._headers.items() if header[0] != b"upgrade"]
+                data = b"\r\n".join(lines) + b"\r\n\r\n" + data[stopped.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
 
     def eof_received(self) -> bool:
         """Keep the connection for answers that are under way; the last of them ends it."""
@@ -189,11 +209,13 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read no more from a client that does not read."""
-        self._pause(True)
+        self._unread = True
+        self._regulate()
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._pause(len(self._exchanges) > MAX_PIPELINED)
+        self._unread = False
+        self._regulate()
 
     # of httptools: what these raise ends `feed_data`
 
@@ -221,10 +243,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Its head is there: refuse it early, or wait for its body."""
         headers = self._headers
+        if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
+            return  # the parser stops here: see `_parse`
         exchange = Exchange(self, self._parser.get_method(), self._url.partition(b"?")[0], headers)
         exchange.keep_alive = self._parser.should_keep_alive()
+        exchange.of_http_1_0 = self._parser.get_http_version() == "1.0"
         self._current = exchange
         self._exchanges.append(exchange)
+        if exchange.method == b"CONNECT":
+            self._stop(RequestError(405, "method", "this server is no proxy"))
         length = headers.get(b"content-length", b"0")
         limit = self.server.settings.max_body
         if int(length) > limit:
@@ -235,7 +262,8 @@ class Connection(asyncio.Protocol):
             self.server.early(exchange)
         except RequestError as error:
             self._refusal = error  # answered once its body has been read and dropped
-        if headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
+        expects = headers.get(b"expect", b"").lower() == b"100-continue" and not exchange.of_http_1_0
+        if expects and self._transport is not None:
             if self._refusal is not None:
                 self._stop(self._refusal)
             if len(self._exchanges) == 1:
@@ -243,6 +271,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
+        self._unparsed = 0
         self._body_bytes += len(body)
         if self._body_bytes > self.server.settings.max_body:
             limit = self.server.settings.max_body
@@ -253,7 +282,11 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """It is whole."""
         exchange, refusal = self._current, self._refusal
-        assert exchange is not None
+        if exchange is None:
+            return  # its head is read again: see `_parse`
+        self._at_once += 1
+        if self._at_once > MAX_AT_ONCE:
+            self._stop(RequestError(431, "too_large", f"more than {MAX_AT_ONCE} requests at once; wait for answers"))
         exchange.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._start()
         self._since = time.monotonic()
@@ -262,8 +295,7 @@ class Connection(asyncio.Protocol):
             exchange.respond_error(refusal)
         else:
             self.server.handle(exchange)
-        if len(self._exchanges) > MAX_PIPELINED:
-            self._pause(True)
+        self._regulate()
 
     # of this module
 
@@ -279,18 +311,25 @@ class Connection(asyncio.Protocol):
                 return
         if self._eof and not exchanges and transport is not None:
             transport.close()
-        elif self._paused and len(exchanges) <= MAX_PIPELINED:
-            self._pause(False)
+        else:
+            self._regulate()
 
     def check_time(self, now: float) -> None:
         """End the connection if its time is over."""
-        settings = self.server.settings
-        if self._ending is not None:
-            if now - self._ending > LINGER_S and self._transport is not None:
-                self._transport.abort()
+        settings, transport = self.server.settings, self._transport
+        if transport is None:
+            return
+        idle, unsent = now - self._since > settings.idle_timeout_s, transport.get_write_buffer_size() > 0
+        if idle and unsent and not self._exchanges:
+            transport.abort()  # its client does not read: closing would wait for that
+        elif self._ending is not None:
+            if unsent:
+                self._ending = now
+            elif now - self._ending > LINGER_S:
+                transport.abort()
         elif self._in_request and now - self._since > settings.request_timeout_s:
             self._fail(RequestError(408, "timeout", "the request did not arrive in time"))
-        elif not self._in_request and not self._exchanges and now - self._since > settings.idle_timeout_s:
+        elif idle:
             self.close_if_idle(now, 0.0)
 
     def close_if_idle(self, now: float, moment: float) -> None:
@@ -324,7 +363,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def _pause(self, pause: bool) -> None:
+    def _regulate(self) -> None:
+        """Read no more from a client that does not read, or waits for many answers; go on reading when it may."""
+        pause = self._unread or len(self._exchanges) > MAX_PIPELINED
         if self._transport is None or self._paused == pause or self._transport.is_closing():
             return
         self._paused = pause
