@@ -55,13 +55,9 @@ class InferRequest:
     """Names asked for, and whether in binary; None for all."""
     binary_output: bool = False
 
-    def timeout_s(self) -> float | None:
-        """Seconds that its sender gives it: the parameter `timeout`, in microseconds, as Triton has it."""
-        return timeout_s(self.parameters)
-
 
 def timeout_s(parameters: Mapping[str, Any]) -> float | None:
-    """Seconds of the parameter `timeout`."""
+    """Seconds that its sender gives a request: the parameter `timeout`, in microseconds, as Triton has it."""
     return micros_s(parameters, "timeout")
 
 

@@ -10,7 +10,15 @@ from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.http import Exchange
 from ctrkit_serving.server.metrics import CONTENT_TYPE, render
 from ctrkit_serving.server.model import no_such_output, rows_of
-from ctrkit_serving.server.protocol import InferRequest, RequestError, bad, decode_infer, encode_infer, load_json
+from ctrkit_serving.server.protocol import (
+    InferRequest,
+    RequestError,
+    bad,
+    decode_infer,
+    encode_infer,
+    load_json,
+    timeout_s,
+)
 from ctrkit_serving.server.service import Job, Loaded, Manage, Service
 from ctrkit_serving.server.settings import MODEL_NAME
 
@@ -25,11 +33,13 @@ class InferJob(Job):
         super().__init__(exchange.arrived, loaded)
         self._exchange = exchange
         self._request: InferRequest | None = None
+        self._parameters: dict[str, Any] = {}
 
     def score(self) -> tuple[float, Float32Array]:
         """Read and score."""
         exchange, model = self._exchange, self.loaded.model
         self._request = request = decode_infer(exchange.body, exchange.headers.get(b"inference-header-content-length"))
+        self._parameters = request.parameters
         no_such_output(model, request.outputs)
         decoded = time.monotonic()
         self.width = model.width(request.parameters, rows_of(request.inputs), decoded - self.arrived)
@@ -58,7 +68,7 @@ class InferJob(Job):
 
     def timeout_s(self) -> float | None:
         """The parameter `timeout`."""
-        return None if self._request is None else self._request.timeout_s()
+        return timeout_s(self._parameters)
 
     @property
     def gone(self) -> bool:
@@ -75,6 +85,7 @@ class ScoreJob(InferJob):
         parameters = content.pop("parameters", {}) if isinstance(content, dict) else {}
         if not isinstance(parameters, dict):
             raise bad("'parameters' is an object")
+        self._parameters = parameters
         request = Request.from_json(content)
         decoded = time.monotonic()
         self.width = model.width(parameters, request.num_ads, decoded - self.arrived)
