@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from ctrkit_serving.scorer import Float32Array
 from ctrkit_serving.server.grpc_messages import MESSAGES, SERVICE
@@ -59,18 +60,25 @@ async def start(service: Service, manage: Manage, settings: Settings, port: int)
 
 
 def _handler(service: Service, name: str, call: Handler) -> Any:
-    async def handle(request: Any, context: Any) -> Any:
+    async def handle(message: bytes, context: Any) -> Any:
         try:
-            return await call(request, context)
+            return await call(_read(f"{name}Request", message), context)
         except RequestError as error:
             service.count(error.reason)
             await _abort(context, error)
 
     return grpc.unary_unary_rpc_method_handler(
         handle,
-        request_deserializer=MESSAGES[f"{name}Request"].FromString,
         response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
     )
+
+
+def _read(kind: str, message: bytes) -> Any:
+    """Here, not as gRPC's deserializer, whose failures are the server's: UNKNOWN, with the name of a Python class."""
+    try:
+        return MESSAGES[kind].FromString(message)
+    except DecodeError as error:
+        raise bad(f"not a {kind}: {short(error)}") from error
 
 
 async def _abort(context: Any, error: RequestError) -> None:

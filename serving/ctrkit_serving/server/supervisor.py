@@ -57,9 +57,9 @@ class Supervisor:
             UserError: the settings cannot be, or a port is taken.
         """
         self.settings.check()
-        self._listener = _listen(self.settings.host, self.settings.port)
         grpc_port = self.settings.grpc_port
         self._grpc_port = None if grpc_port is None else self._reserve(grpc_port)
+        self._listener = _listen(self.settings.host, self.settings.port)
         self.board = Board(self.settings.num_workers)
         self.slots = [Slot(number) for number in range(self.settings.num_workers)]
         self.versions = Versions(self.settings.models)
@@ -290,8 +290,12 @@ class Supervisor:
         return True
 
     def _reserve(self, port: int) -> int:
-        """A port for gRPC: bound here, so that it stays the server's; each worker listens on it for itself."""
-        self._grpc_socket = _bind(self.settings.host, port, reuse_port=True)
+        """A port for gRPC: bound here, so that it stays the server's; each worker listens on it for itself.
+
+        Binding it so would succeed beside another server that does the same: first it is bound for ourselves alone.
+        """
+        _bind(self.settings.host, port, "--grpc-port", reuse_port=False).close()
+        self._grpc_socket = _bind(self.settings.host, port, "--grpc-port", reuse_port=True)
         return int(self._grpc_socket.getsockname()[1])
 
 
@@ -311,7 +315,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+def _bind(host: str, port: int, option: str, *, reuse_port: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -320,12 +324,13 @@ def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     try:
         bound.bind((host, port))
     except OSError as error:
-        raise UserError(f"{_bracketed(host)}:{port}: {error.strerror}; give another --port or --host") from error
+        bound.close()
+        raise UserError(f"{_bracketed(host)}:{port}: {error.strerror}; give another {option} or --host") from error
     return bound
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listener = _bind(host, port, reuse_port=False)
+    listener = _bind(host, port, "--port", reuse_port=False)
     listener.listen(_BACKLOG)
     listener.setblocking(False)
     return listener

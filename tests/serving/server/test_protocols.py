@@ -10,7 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from benchmarks.server_bundles import publish
+from ctrkit.errors import UserError
 from ctrkit_serving.scorer import Scorer
+from ctrkit_serving.server.settings import Settings
+from ctrkit_serving.server.supervisor import Supervisor
 from tests.serving.server.harness import TOKEN, Server, binary_body, binary_scores
 from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, make_bundle
 
@@ -286,3 +289,35 @@ def test_ads_by_the_key_of_the_item_table(tmp_path: Path) -> None:
         raw[-1]["data"] = [3, 99, 0]
         status, answer = server.call("POST", "/v2/models/tower/infer", {"inputs": raw})
         assert status == 400  # an ad that the table has not, without its features
+
+
+def test_a_broken_grpc_message_is_its_senders_fault(server: Server) -> None:
+    grpc = pytest.importorskip("grpc", reason="needs grpcio")
+    before = server.metric('ctrkit_requests_total{reason="bad_request"}')
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        for call in ("ModelInfer", "ServerLive"):
+            with pytest.raises(grpc.RpcError) as raised:
+                channel.unary_unary(f"/inference.GRPCInferenceService/{call}")(b"\xff\xff\xff\xff", timeout=10)
+            assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert f"not a {call}Request" in raised.value.details()
+    assert server.metric('ctrkit_requests_total{reason="bad_request"}') == before + 2
+
+
+def test_timeout_among_the_parameters_of_score(server: Server) -> None:
+    def score(timeout: Any) -> tuple[int, Any]:
+        body = {**REQUEST.to_json(), "parameters": {"timeout": timeout}}
+        return server.call("POST", "/v2/models/tiny/score", body)
+
+    assert score(5_000_000)[0] == 200
+    assert score(1) == (503, {"error": "overloaded: its timeout passed"})
+    assert score("soon") == (400, {"error": "parameter 'timeout' is a whole number of microseconds above zero"})
+
+
+def test_a_grpc_port_of_another_server_is_refused(server: Server, tmp_path: Path) -> None:
+    """Two servers could listen on it, as two workers do, and each would get half of the other's calls."""
+    port = server.grpc_address.rpartition(":")[2]
+    with pytest.raises(UserError, match=f":{port}: Address already in use; give another --grpc-port or --host"):
+        Supervisor(Settings(tmp_path, port=0, grpc_port=int(port))).run()
+    port = server.address.rpartition(":")[2]
+    with pytest.raises(UserError, match=f":{port}: Address already in use; give another --port or --host"):
+        Supervisor(Settings(tmp_path, port=int(port))).run()
