@@ -1,7 +1,9 @@
 """What a new version must pass before a worker sees it: done in a process of its own, which may crash or hang."""
 
 import json
+import math
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,8 @@ def _gate(settings: Settings, medians: dict[str, float]) -> None:
 def run_child(pipe: int, settings: Settings, arguments: dict[str, Any]) -> None:
     """Check and write the result, as JSON, to the pipe: `{"ok": true, ...}` or `{"ok": false, "reason": ...}`."""
     os.nice(19)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to answer, which ends this process
+    signal.alarm(math.ceil(settings.check_timeout_s) + 60)  # if that is gone
     try:
         result = {"ok": True, **check(settings, **arguments)}
     except UserError as error:

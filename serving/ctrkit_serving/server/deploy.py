@@ -13,7 +13,9 @@ import numpy as np
 
 from ctrkit_serving.server.board import SCORE_EDGES
 from ctrkit_serving.server.check import run_child
+from ctrkit_serving.server.control import MAX_MESSAGE
 from ctrkit_serving.server.pins import Pins
+from ctrkit_serving.server.protocol import short
 from ctrkit_serving.server.store import scan
 from ctrkit_serving.server.versions import Target
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from ctrkit_serving.server.supervisor import Slot, Supervisor
 
 Asker = tuple[int, int, int]
+RETRY_S = 5.0
+"""After a check that could not be started for want of memory, processes or file descriptors."""
+_DRAINING = {"error": "the server is draining"}
 
 
 class Deployer:
@@ -37,6 +42,8 @@ class Deployer:
         self._to_load: deque[Slot] | None = None
         self._loading: Slot | None = None
         self._pins: Pins | None = None
+        self._stopped = False
+        self._not_before = 0.0
 
     def look(self) -> None:
         """See what is on the disk, and at first what was pinned before a restart."""
@@ -50,7 +57,7 @@ class Deployer:
 
     def step(self, now: float) -> None:
         """Go on, as far as nothing has to be waited for."""
-        if self._target is None:
+        if self._target is None and now >= self._not_before:
             target = self._asked.popleft() if self._asked else self._supervisor.versions.wanted()
             if target is not None:
                 self._begin(target, now)
@@ -63,23 +70,34 @@ class Deployer:
             self._load_next()
 
     def stop(self) -> None:
-        """End a check that is under way."""
+        """End a check that is under way, and say so to those who wait; nothing is told of the version by that."""
+        self._stopped = True
         if self._checker:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._checker, signal.SIGKILL)
+        for target in (self._target, *self._asked):
+            for asker in target.askers if target is not None else ():
+                self._supervisor.reply(asker, 503, _DRAINING)
 
     # what is asked
 
     def ask(self, asker: Asker, call: dict[str, Any]) -> None:
         """A management call, whose token a worker has checked."""
         supervisor, versions = self._supervisor, self._supervisor.versions
-        self.look()
-        if call["ask"] == "index":
-            supervisor.reply(asker, 200, versions.index(ready=call["ready"], busy=self._target))
+        if self._stopped:
+            supervisor.reply(asker, 503, _DRAINING)
             return
-        name, parameters = call["name"], call["parameters"]
+        if call["ask"] == "index":
+            start = call.get("start", 0)
+            if not start:
+                self.look()
+            entries, following = _page(versions.index(ready=call["ready"], busy=self._target), start)
+            supervisor.reply(asker, 200, {"entries": entries, "next": following})
+            return
+        self.look()
+        name = call["name"]
         if call["ask"] == "load":
-            self._ask_load(asker, name, parameters)
+            self._ask_load(asker, name, **call["parameters"])
         elif name not in versions.serving:
             supervisor.reply(asker, 404, {"error": f"no model '{name}' serves"})
         elif len(versions.serving) == 1:
@@ -91,25 +109,20 @@ class Deployer:
             supervisor.log("unloaded", model=name)
             supervisor.reply(asker, 200, {})
 
-    def _ask_load(self, asker: Asker, name: str, parameters: dict[str, Any]) -> None:
+    def _ask_load(self, asker: Asker, name: str, version: int | None, allow_other_signature: bool) -> None:
         """Load the version named, and stay with it; without one, the highest, and follow new ones again."""
         supervisor, versions = self._supervisor, self._supervisor.versions
-        unknown = parameters.keys() - {"version", "allow_other_signature"}
-        given, other = parameters.get("version"), parameters.get("allow_other_signature", False)
         on_disk = versions.disk.get(name, {})
-        if unknown or not isinstance(other, bool) or not (given is None or str(given).isdigit()):
-            supervisor.reply(asker, 400, {"error": "parameters are version (a number) and allow_other_signature"})
-            return
-        number = int(str(given)[:19]) if given is not None else max(on_disk, default=0)
+        number = version if version is not None else max(on_disk, default=0)
         found = versions.loaded.get((name, number)) or on_disk.get(number)
         if found is None:
-            listed = ", ".join(map(str, sorted(on_disk))) or "none"
+            listed = short(", ".join(map(str, sorted(on_disk, reverse=True)))) or "none"
             supervisor.reply(asker, 404, {"error": f"model '{name}' has no such version on the disk; it has {listed}"})
             return
         versions.off.discard(name)
         versions.rejected.pop((name, number), None)
-        versions.pins.pop(name, None)
-        if given is not None:
+        pin_before = versions.pins.pop(name, None)
+        if version is not None:
             versions.pins[name] = number
         self._keep_pins()
         if versions.serving.get(name) == number:
@@ -117,7 +130,7 @@ class Deployer:
         elif self._target is not None and self._target.key == (name, number):
             self._target.askers.append(asker)
         else:
-            self._asked.append(Target(found, not other, [asker]))
+            self._asked.append(Target(found, not allow_other_signature, [asker], pin_before))
 
     def _keep_pins(self) -> None:
         assert self._pins is not None
@@ -131,6 +144,7 @@ class Deployer:
     def _begin(self, target: Target, now: float) -> None:
         supervisor, versions = self._supervisor, self._supervisor.versions
         self._target = target
+        target.stamp = target.found.stamp()
         if target.key in versions.loaded:  # it stands by: nothing to check, nothing to load
             self._serve()
             return
@@ -147,10 +161,16 @@ class Deployer:
             "same_signature": target.same_signature,
         }  # fmt: skip
         supervisor.log("checking", model=name, version=target.found.version)
-        self._pipe, writing = os.pipe()
-        pid = supervisor.fork()
+        try:
+            self._pipe, writing = os.pipe()
+            pid = supervisor.fork()
+        except OSError as error:  # no process, memory or file descriptor left: the version is none the worse for it
+            self._not_before = now + RETRY_S
+            self._give_up(f"it cannot be checked now: {error.strerror}")
+            return
         if pid == 0:
             try:
+                supervisor.close_listeners()  # it may outlive a supervisor that is killed
                 run_child(writing, supervisor.settings, arguments)
             finally:
                 os._exit(0)
@@ -166,6 +186,8 @@ class Deployer:
         text = os.read(self._pipe, 65536)
         os.close(self._pipe)
         self._pipe = None
+        if self._stopped:
+            return
         result = self._result or (json.loads(text) if text else None)
         if result is None:
             ended = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {status >> 8}"
@@ -227,6 +249,9 @@ class Deployer:
     def _serve(self) -> None:
         target, supervisor = self._target, self._supervisor
         assert target is not None
+        if not supervisor.versions.still_wanted(target):
+            self._give_up("it was unloaded, or another version asked for, meanwhile")
+            return
         supervisor.versions.serve(target)
         supervisor.publish()
         supervisor.log("serving", model=target.found.name, version=target.found.version)
@@ -242,8 +267,26 @@ class Deployer:
         supervisor.log("rejected", model=target.found.name, version=target.found.version, reason=reason)
         self._finish(400, {"error": reason})
 
+    def _give_up(self, reason: str) -> None:
+        """Let the target be, which is no verdict on it."""
+        target, supervisor = self._target, self._supervisor
+        assert target is not None
+        supervisor.versions.give_up(target)
+        supervisor.publish()  # workers that have loaded it already let it go
+        supervisor.log("given up", model=target.found.name, version=target.found.version, reason=reason)
+        self._finish(503, {"error": reason})
+
     def _finish(self, status: int, answer: dict[str, Any]) -> None:
         assert self._target is not None
         for asker in self._target.askers:
             self._supervisor.reply(asker, status, answer)
         self._target = self._to_load = self._loading = None
+
+
+def _page(entries: list[dict[str, str]], start: int) -> tuple[list[dict[str, str]], int | None]:
+    """As many entries as a message holds, and where the next page begins."""
+    end, size = start, 0
+    while end < len(entries) and size < MAX_MESSAGE // 2:
+        size += len(json.dumps(entries[end]))
+        end += 1
+    return entries[start:end], end if end < len(entries) else None

@@ -1,5 +1,6 @@
 """The folder of versions: MODELS_DIR/NAME/VERSION/, each a bundle."""
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from ctrkit_serving.server.settings import MODEL_NAME
 
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 Identity = tuple[int, int, int]
+Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,15 @@ class Found:
     path: Path
     identity: Identity
     """Of its manifest: inode, time, size; another one is another bundle."""
+
+    def stamp(self) -> Stamp:
+        """Name, inode, time and size of everything in its folder, which tell whether it was written to."""
+        found = []
+        for path in self.path.rglob("*"):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                found.append((str(path), status.st_ino, status.st_mtime_ns, status.st_size))
+        return tuple(sorted(found))
 
 
 def scan(models_dir: Path) -> dict[str, dict[int, Found]]:
@@ -44,6 +55,13 @@ def scan(models_dir: Path) -> dict[str, dict[int, Found]]:
 def _folders(directory: Path) -> list[str]:
     try:
         with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+            return sorted(entry.name for entry in entries if _is_directory(entry))
     except OSError:
         return []
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links, or one to where we may not look
+        return False

@@ -83,8 +83,9 @@ class Supervisor:
         self.log("ended")
 
     def log(self, event: str, **facts: Any) -> None:
-        """One line of JSON on standard error."""
-        print(json.dumps({"time": round(time.time(), 3), "event": event, **facts}), file=sys.stderr, flush=True)
+        """One line of JSON on standard error; the server outlives its reader, and a full disk."""
+        with contextlib.suppress(OSError):
+            print(json.dumps({"time": round(time.time(), 3), "event": event, **facts}), file=sys.stderr, flush=True)
 
     def ready_slots(self) -> list[Slot]:
         """Slots whose worker serves."""
@@ -112,8 +113,9 @@ class Supervisor:
 
     def fork(self) -> int:
         """Fork; the child has none of this process' sockets and signals."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -127,6 +129,12 @@ class Supervisor:
                 if slot.end is not None:
                     slot.end.close()  # else a worker would not see the supervisor's death
         return pid
+
+    def close_listeners(self) -> None:
+        """In a child: it does not serve."""
+        self._listener.close()
+        if self._grpc_port is not None:
+            self._grpc_socket.close()
 
     # workers
 
@@ -146,10 +154,15 @@ class Supervisor:
         return bool(now - max(self.board.workers["beat"][slot.number], slot.started) > patience)
 
     def _start(self, slot: Slot, now: float) -> None:
-        mine, theirs = control.pair()
-        self.board.workers["state"][slot.number] = State.STARTING
-        self.board.workers["connections"][slot.number] = 0
-        pid = self.fork()
+        try:
+            mine, theirs = control.pair()
+            pid = self._fork_worker(slot, mine, theirs)
+        except OSError as error:  # no process, memory or file descriptor left
+            slot.failures += 1
+            slot.start_at = now + backoff_s(slot.failures)
+            self.board.workers["state"][slot.number] = State.ABSENT
+            self.log("worker cannot start", worker=slot.number, reason=error.strerror)
+            return
         if pid == 0:
             mine.close()
             self._work(slot, theirs)
@@ -157,6 +170,16 @@ class Supervisor:
         slot.pid, slot.end, slot.started = pid, mine, now
         self.board.workers["pid"][slot.number] = pid
         self.watch(mine, lambda: self._hear(slot))
+
+    def _fork_worker(self, slot: Slot, *ends: socket.socket) -> int:
+        self.board.workers["state"][slot.number] = State.STARTING
+        self.board.workers["connections"][slot.number] = 0
+        try:
+            return self.fork()
+        except OSError:
+            for end in ends:
+                end.close()
+            raise
 
     def _work(self, slot: Slot, end: socket.socket) -> NoReturn:
         """Be a worker; never return."""
@@ -188,11 +211,19 @@ class Supervisor:
                 slot.end = None
             elif "ask" in message:
                 self._deployer.ask((slot.number, slot.pid, message.pop("id")), message)
+            elif message["did"] == "lack":
+                self._lacks(message["name"], message["version"], message["reason"])
             elif message["did"] == "start":
                 slot.failures = 0
                 self.log("worker ready", worker=slot.number, pid=slot.pid)
             else:
                 self._deployer.heard(slot, message)
+
+    def _lacks(self, name: str, version: int, reason: str) -> None:
+        """A worker cannot load a version that stands by: then nobody needs it, and it is loaded anew if asked for."""
+        if self.versions.forget_standby(name, version):
+            self.publish()
+            self.log("no longer stands by", model=name, version=version, reason=reason)
 
     def reply(self, asker: tuple[int, int, int], status: int, answer: Any) -> None:
         """Answer a management call, if the worker that brought it still lives."""
@@ -227,7 +258,7 @@ class Supervisor:
         if self._kill_at is not None:
             return
         slot.failures = 0 if was_ready else slot.failures + 1
-        slot.start_at = time.monotonic() + (min(10.0, 0.25 * 2**slot.failures) if slot.failures else 0.0)
+        slot.start_at = time.monotonic() + backoff_s(slot.failures)
         self.board.shared["restarts"] += 1
         self.log("worker died", worker=slot.number, pid=pid, **how_it_ended(status))
 
@@ -269,6 +300,7 @@ class Supervisor:
             return
         self.board.shared["draining"] = 1
         self._drain_at = now + self.settings.drain_delay_s
+        self._deployer.stop()
         self.log("draining", signal=signal.Signals(number).name)
 
     def _drain(self, now: float) -> None:
@@ -284,7 +316,6 @@ class Supervisor:
     def _ended(self) -> bool:
         if self._kill_at is None or any(slot.pid for slot in self.slots):
             return False
-        self._deployer.stop()
         for end in (self._listener, *self._wakeup):
             end.close()
         return True
@@ -297,6 +328,11 @@ class Supervisor:
         _bind(self.settings.host, port, "--grpc-port", reuse_port=False).close()
         self._grpc_socket = _bind(self.settings.host, port, "--grpc-port", reuse_port=True)
         return int(self._grpc_socket.getsockname()[1])
+
+
+def backoff_s(failures: int) -> float:
+    """Seconds before a worker is started that failed so many times in a row before it was ready."""
+    return min(10.0, 0.25 * 2.0 ** min(failures, 10)) if failures else 0.0
 
 
 def how_it_ended(status: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctrkit_serving.server.board import ROWS
-from ctrkit_serving.server.store import Found, Identity
+from ctrkit_serving.server.store import Found, Stamp
 
 Key = tuple[str, int]
 
@@ -23,6 +23,10 @@ class Target:
     same_signature: bool = True
     askers: list[tuple[int, int, int]] = field(default_factory=list)
     """Worker slot, its process, and number of the management call, of those who wait for the outcome."""
+    pin_before: int | None = None
+    """The model's pin when it was asked for, which holds again if it must not serve."""
+    stamp: Stamp = ()
+    """Of its folder when its check began."""
 
     @property
     def key(self) -> Key:
@@ -40,21 +44,29 @@ class Versions:
         self.standby: dict[str, int] = {}
         self.loaded: dict[Key, Found] = {}
         self.rows: dict[Key, int] = {}
-        self.rejected: dict[Key, tuple[Identity, str]] = {}
+        self.rejected: dict[Key, tuple[Stamp, str]] = {}
+        self._changed: dict[Key, Stamp] = {}
         self.pins: dict[str, int] = {}
         self.off: set[str] = set()
         """Models that a management call has unloaded."""
         self.required: set[str] | None = set(only) or None
 
     def see(self, disk: dict[str, dict[int, Found]]) -> None:
-        """Take note of what is on the disk. What is there at first is required for readiness."""
+        """Take note of what is on the disk. What is there at first is required for readiness.
+
+        What was rejected has another chance once its folder has changed, and is the same at two looks: copied whole.
+        """
         self.disk = {name: found for name, found in disk.items() if not self._only or name in self._only}
         if self.required is None:
             self.required = set(self.disk)
-        for key, (identity, _) in list(self.rejected.items()):
+        before, self._changed = self._changed, {}
+        for key, (stamp, _) in list(self.rejected.items()):
             found = self.disk.get(key[0], {}).get(key[1])
-            if found is None or found.identity != identity:
+            now = None if found is None else found.stamp()
+            if now is None or (now != stamp and now == before.get(key)):
                 del self.rejected[key]
+            elif now != stamp:
+                self._changed[key] = now
 
     def wanted(self) -> Target | None:
         """The next version to bring into service, None if all is as it should be."""
@@ -76,11 +88,34 @@ class Versions:
         return next((row for row in range(ROWS) if row not in self.rows.values()), None)
 
     def reject(self, target: Target, reason: str) -> None:
-        """It must not serve; a pin on it is lifted, so that the highest good version is wanted again."""
-        self.rejected[target.key] = target.found.identity, reason
+        """It must not serve. The pin is what it was before somebody asked for it; without one, a pin on it is lifted,
+        so that the highest good version is wanted again.
+        """
+        name, number = target.key
+        self.rejected[target.key] = target.stamp, reason
         self.rows.pop(target.key, None)
-        if self.pins.get(target.found.name) == target.found.version:
-            del self.pins[target.found.name]
+        if target.pin_before is not None and self.pins.get(name, number) == number:
+            self.pins[name] = target.pin_before
+        elif self.pins.get(name) == number:
+            del self.pins[name]
+
+    def still_wanted(self, target: Target) -> bool:
+        """Whether the model was neither unloaded nor pinned to another version since the target was chosen."""
+        name, number = target.key
+        return name not in self.off and self.pins.get(name, number) == number
+
+    def give_up(self, target: Target) -> None:
+        """It is not brought into service now; it may be later."""
+        if target.key not in self.loaded:
+            self.rows.pop(target.key, None)
+
+    def forget_standby(self, name: str, number: int) -> bool:
+        """A version that stands by can no longer be loaded; False if it is not one that stands by."""
+        if self.standby.get(name) != number:
+            return False
+        del self.standby[name]
+        self._forget()
+        return True
 
     def serve(self, target: Target) -> None:
         """It serves from now on; the one before stands by, and the one before that is let go."""
@@ -140,6 +175,5 @@ class Versions:
         return "UNAVAILABLE", "not loaded"
 
     def _forget(self) -> None:
-        kept = {*self.serving.items(), *self.standby.items()}
-        self.loaded = {key: found for key, found in self.loaded.items() if key in kept}
-        self.rows = {key: row for key, row in self.rows.items() if key in kept}
+        for key in self.loaded.keys() - {*self.serving.items(), *self.standby.items()}:
+            del self.loaded[key], self.rows[key]  # not the row of a version that is being checked

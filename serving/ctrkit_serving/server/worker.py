@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ctrkit_serving.server import control
 from ctrkit_serving.server.board import BEAT_S, Board, State
 from ctrkit_serving.server.http import Connection, HttpServer
 from ctrkit_serving.server.model import Model
-from ctrkit_serving.server.protocol import RequestError
+from ctrkit_serving.server.protocol import RequestError, short
 from ctrkit_serving.server.rest import Rest
 from ctrkit_serving.server.service import Service
 from ctrkit_serving.server.settings import Settings
@@ -81,9 +82,13 @@ class Worker:
         self._mine["state"] = State.READY
         control.send(self._end, {"did": "start"})
         obeying = asyncio.create_task(self._obey())
+        obeying.add_done_callback(lambda _: self._done.set())  # a worker that cannot obey is replaced
         await self._done.wait()
         obeying.cancel()
+        await asyncio.wait([obeying])
         await self._drain(grpc_server)
+        if not obeying.cancelled():
+            obeying.result()  # raises
 
     async def _start_grpc(self) -> Any:
         if self._grpc_port is None:
@@ -177,10 +182,23 @@ class Worker:
             return
         try:
             model = await self._loop.run_in_executor(self._loader, self._load, version)
-        except UserError as error:
-            control.send(self._end, {"did": "fail", "name": name, "version": number, "reason": str(error)})
+        except Exception as error:  # the disk or the memory failed since the check
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            control.send(self._end, {"did": "fail", "name": name, "version": number, "reason": short(reason)})
             return
         self._service.add(name, number, model, version["row"])
+
+    async def _add(self, version: dict[str, Any], *, serves: bool) -> None:
+        """Load what others have loaded already; a version that only stands by need not be there any more."""
+        name, number = version["name"], version["version"]
+        try:
+            model = await self._loop.run_in_executor(self._loader, self._load, version)
+        except UserError as error:
+            if serves:
+                raise
+            control.send(self._end, {"did": "lack", "name": name, "version": number, "reason": short(error)})
+        else:
+            self._service.add(name, number, model, version["row"])
 
     def _load(self, version: dict[str, Any]) -> Model:
         return Model.load(Path(version["path"]), version["name"], version["version"], self._settings)
@@ -190,8 +208,7 @@ class Worker:
         service = self._service
         for version in state["loaded"]:
             if (version["name"], version["version"]) not in service.loaded:
-                model = await self._loop.run_in_executor(self._loader, self._load, version)
-                service.add(version["name"], version["version"], model, version["row"])
+                await self._add(version, serves=state["serving"].get(version["name"]) == version["version"])
         service.serving = dict(state["serving"])
         gc.freeze()  # what a version brought lives long: the collector need not look at it again and again
         kept = {(version["name"], version["version"]) for version in state["loaded"]}
@@ -199,6 +216,31 @@ class Worker:
             await self._loop.run_in_executor(self._loader, list.clear, [service.loaded.pop(key)])  # freed there
 
     def _manage(self, call: dict[str, Any], answer: Callable[[int, Any], None]) -> None:
+        """Ask the supervisor: what fits into a message, and the index page by page, however long it is."""
+        if call["ask"] == "load":
+            call = {**call, "parameters": control.load_parameters(call["parameters"])}
+        elif call["ask"] == "unload":
+            call = {"ask": "unload", "name": call["name"]}
+        else:
+            answer = partial(self._index_page, call, [], answer)
+        self._ask(call, answer)
+
+    def _index_page(
+        self, call: dict[str, Any], found: list[Any], answer: Callable[[int, Any], None], status: int, page: Any
+    ) -> None:
+        if status != 200:
+            answer(status, page)
+            return
+        found += page["entries"]
+        if page["next"] is None:
+            answer(200, found)
+            return
+        try:
+            self._ask({**call, "start": page["next"]}, partial(self._index_page, call, found, answer))
+        except RequestError as error:
+            answer(error.status, {"error": str(error)})
+
+    def _ask(self, call: dict[str, Any], answer: Callable[[int, Any], None]) -> None:
         self._calls += 1
         self._waiting[self._calls] = answer
         if not control.send(self._end, {**call, "id": self._calls}):
@@ -213,6 +255,7 @@ class Worker:
             self._loop.remove_reader(self._listener)
         while self._take():
             pass
+        self._listener.close()  # whoever replaces a supervisor that was killed may have the port
         if grpc_server is not None:
             await grpc_server.stop(self._settings.grace_s)
         end = time.monotonic() + self._settings.grace_s
