@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections import deque
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ctrkit_serving.server.check import run_child
 from ctrkit_serving.server.control import MAX_MESSAGE
 from ctrkit_serving.server.pins import Pins
 from ctrkit_serving.server.protocol import short
-from ctrkit_serving.server.store import scan
+from ctrkit_serving.server.store import misplaced, scan
 from ctrkit_serving.server.versions import Target
 
 if TYPE_CHECKING:
@@ -44,12 +45,20 @@ class Deployer:
         self._pins: Pins | None = None
         self._stopped = False
         self._not_before = 0.0
+        self._strays: Set[str] = set()
 
     def look(self) -> None:
         """See what is on the disk, and at first what was pinned before a restart."""
         versions, models_dir = self._supervisor.versions, self._supervisor.settings.models_dir
         versions.see(scan(models_dir))
+        strays = misplaced(models_dir)
+        for path in sorted(strays.keys() - self._strays):
+            self._supervisor.log("ignored", path=path, reason=strays[path])
+        self._strays = strays.keys()
         if self._pins is None:
+            absent = sorted((versions.required or set()) - versions.disk.keys())
+            if absent or not versions.disk:
+                self._supervisor.log("no version yet", models=absent, reason=f"none in {models_dir}/NAME/VERSION/")
             self._pins = Pins(models_dir)
             versions.pins = self._pins.read(versions.disk)
             if versions.pins:

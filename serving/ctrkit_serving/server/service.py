@@ -1,6 +1,7 @@
 """What a worker does with a request, whichever protocol brought it."""
 
 import asyncio
+import contextlib
 import hmac
 import sys
 import time
@@ -195,7 +196,8 @@ class Service:
         job.refuse(error)
 
     def _defect(self, job: Job) -> None:
-        traceback.print_exc(file=sys.stderr)
+        with contextlib.suppress(OSError):  # the log may be gone
+            traceback.print_exc(file=sys.stderr)
         self._refuse(job, RequestError(500, "internal", "the server failed; its log says how"))
 
     def _count_scores(self, job: Job, scores_N: Float32Array, times: tuple[float, float, float, float]) -> None:

@@ -65,8 +65,12 @@ class Settings:
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be."""
+        from ctrkit.bundle import MANIFEST  # pydantic comes with it, which --help can do without
+
         if not self.models_dir.is_dir():
             raise UserError(f"{self.models_dir}: no such folder; put bundles into MODELS_DIR/NAME/VERSION/")
+        if (self.models_dir / MANIFEST).exists():
+            raise UserError(f"{self.models_dir}: is a bundle; put it into MODELS_DIR/NAME/VERSION/ and give MODELS_DIR")
         for name in self.models:
             if not MODEL_NAME.fullmatch(name):
                 raise UserError(f"model name {name!r}: letters, digits, '_', '.', '-' only, a letter or digit first")
@@ -79,10 +83,16 @@ class Settings:
             "workers": (self.workers, 0, MAX_WORKERS), "queue": (self.queue, 1, 10**6),
             "deadline_ms": (self.deadline_ms, 0.1, 3.6e6), "max_body": (self.max_body, 1024, 2**31),
             "max_ads": (self.max_ads, 1, 10**6), "max_connections": (self.max_connections, 1, 10**6),
+            "request_timeout": (self.request_timeout_s, 0.1, 3600), "idle_timeout": (self.idle_timeout_s, 0.1, 86400),
+            "poll": (self.poll_s, 0, 86400), "latency_ads": (self.latency_ads, 1, 10**6),
+            "max_latency_ratio": (self.max_latency_ratio, 0, 1e6),
+            "latency_budget_ms": (self.latency_budget_ms, 0, 3.6e6),
+            "check_timeout": (self.check_timeout_s, 1, 86400), "drain_delay": (self.drain_delay_s, 0, 3600),
+            "grace": (self.grace_s, 0, 3600),
         }  # fmt: skip
         for name, (value, low, high) in bounds.items():
             if not low <= value <= high:
-                raise UserError(f"{name} {value}: give {low:,} to {high:,}")
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: give {low:,} to {high:,}")
         if self.token is not None and len(self.token) < 16:
             raise UserError("the token has fewer than 16 characters; give a longer one")
 

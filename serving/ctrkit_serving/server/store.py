@@ -52,6 +52,29 @@ def scan(models_dir: Path) -> dict[str, dict[int, Found]]:
     return found
 
 
+def misplaced(models_dir: Path) -> dict[str, str]:
+    """Bundles that no model has, by path, and why. Folders whose names begin with a dot are being written."""
+    found = {}
+    for name in _visible(models_dir):
+        if _is_bundle(models_dir / name):
+            found[str(models_dir / name)] = "a bundle lies in MODELS_DIR/NAME/VERSION/, VERSION a whole number"
+        for number in _visible(models_dir / name):
+            path = models_dir / name / number
+            if not MODEL_NAME.fullmatch(name) and _is_bundle(path):
+                found[str(path)] = "a model's name has letters, digits, '_', '.', '-' only, a letter or digit first"
+            elif not _VERSION.fullmatch(number) and _is_bundle(path):
+                found[str(path)] = "a version is a whole number above zero, without leading zeros"
+    return found
+
+
+def _visible(directory: Path) -> list[str]:
+    return [name for name in _folders(directory) if not name.startswith(".")]
+
+
+def _is_bundle(path: Path) -> bool:
+    return os.access(path / MANIFEST, os.F_OK)
+
+
 def _folders(directory: Path) -> list[str]:
     try:
         with os.scandir(directory) as entries:

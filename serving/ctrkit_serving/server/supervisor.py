@@ -6,6 +6,7 @@ It has one thread and scores nothing, so that it can fork at any time and always
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -49,6 +50,8 @@ class Supervisor:
     _signals: int = 0
     _drain_at: float | None = None
     _kill_at: float | None = None
+    _awake_since: float = 0.0
+    """When this process last came back from being stopped, as all of a container may be: the workers were too."""
 
     def run(self) -> None:
         """Serve.
@@ -57,6 +60,7 @@ class Supervisor:
             UserError: the settings cannot be, or a port is taken.
         """
         self.settings.check()
+        _allow_files(2 * self.settings.max_connections + 256)
         grpc_port = self.settings.grpc_port
         self._grpc_port = None if grpc_port is None else self._reserve(grpc_port)
         self._listener = _listen(self.settings.host, self.settings.port)
@@ -84,8 +88,10 @@ class Supervisor:
 
     def log(self, event: str, **facts: Any) -> None:
         """One line of JSON on standard error; the server outlives its reader, and a full disk."""
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         with contextlib.suppress(OSError):
-            print(json.dumps({"time": round(time.time(), 3), "event": event, **facts}), file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")  # at once: `print` writes the newline apart if Python does not buffer
+            sys.stderr.flush()
 
     def ready_slots(self) -> list[Slot]:
         """Slots whose worker serves."""
@@ -151,7 +157,7 @@ class Supervisor:
     def _stalled(self, slot: Slot, now: float) -> bool:
         starting = self.board.workers["state"][slot.number] == State.STARTING
         patience = self.settings.check_timeout_s if starting else STALL_S
-        return bool(now - max(self.board.workers["beat"][slot.number], slot.started) > patience)
+        return bool(now - max(self.board.workers["beat"][slot.number], slot.started, self._awake_since) > patience)
 
     def _start(self, slot: Slot, now: float) -> None:
         try:
@@ -283,7 +289,10 @@ class Supervisor:
         self._reap()
 
     def _beat(self) -> None:
-        self.board.shared["beat"] = time.monotonic()
+        now = time.monotonic()
+        if now - self.board.shared["beat"] > STALL_S / 2:
+            self._awake_since = now
+        self.board.shared["beat"] = now
 
     def _wait(self) -> None:
         for key, _ in self._selector.select(BEAT_S):
@@ -328,6 +337,14 @@ class Supervisor:
         _bind(self.settings.host, port, "--grpc-port", reuse_port=False).close()
         self._grpc_socket = _bind(self.settings.host, port, "--grpc-port", reuse_port=True)
         return int(self._grpc_socket.getsockname()[1])
+
+
+def _allow_files(number: int) -> None:
+    """Let processes have so many open files, as far as the system's hard limit goes; connections are files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = [limit for limit in (number, hard) if limit != resource.RLIM_INFINITY]
+    if soft != resource.RLIM_INFINITY and soft < min(limits):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits), hard))
 
 
 def backoff_s(failures: int) -> float:

@@ -1,6 +1,7 @@
 """A worker: one process, one event loop, one core; it serves what the supervisor tells it to."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -26,6 +27,9 @@ from ctrkit_serving.server.settings import Settings
 SWITCH_S = 0.0005
 """How long a thread that loads a version may keep the interpreter from the one that serves."""
 _YIELD_S = 0.001
+_STARVED_S = 1.0
+"""Without a file descriptor left no connection is taken for so long: the listener stays readable, and the loop would
+spin."""
 
 
 class Worker:
@@ -47,7 +51,7 @@ class Worker:
         self._settings, self._board, self._slot = settings, board, slot
         self._end, self._listener, self._grpc_port = end, listener, grpc_port
         self._mine = board.workers[slot : slot + 1]
-        self._accepting = False
+        self._accepting = self._starved = False
         self._waiting: dict[int, Callable[[int, Any], None]] = {}
         self._calls = 0
         self._loader = ThreadPoolExecutor(1, "loader", lambda: os.setpriority(os.PRIO_PROCESS, 0, 10))
@@ -116,26 +120,34 @@ class Worker:
         mine = len(self._http.connections)
         if mine < self._settings.max_connections and mine <= others.min(initial=mine):
             self._take()
-            return
+            if not self._starved:
+                return
         self._accepting = False
         self._loop.remove_reader(self._listener)
-        self._loop.call_later(_YIELD_S, self._accept_again)
+        self._loop.call_later(_STARVED_S if self._starved else _YIELD_S, self._accept_again)
 
     def _accept_again(self) -> None:
         if self._done.is_set():
             return
         if len(self._http.connections) < self._settings.max_connections:
             self._take()  # whoever has fewer had its moment
+        if self._starved:
+            self._loop.call_later(_STARVED_S, self._accept_again)
+            return
         self._accepting = True
         self._loop.add_reader(self._listener, self._accept)
 
     def _take(self) -> bool:
+        self._starved = False
         try:
             accepted, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:  # no file descriptor left
-            print(f"ctrkit: accept: {error}", file=sys.stderr)
+            self._starved = True
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"ctrkit: accept: {error}; no new connection for a moment\n")
+                sys.stderr.flush()
             return False
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
