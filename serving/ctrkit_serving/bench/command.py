@@ -72,16 +72,17 @@ def bench_command(options: argparse.Namespace) -> _Result:
     first = next(iter(scorers.values()))
     golden = list(first.bundle.golden.requests)
     requests = list(islice(read_requests(options.requests), 1000)) if options.requests else golden
+    sized = sized_requests(requests, ads, np.random.default_rng(0))
+    served = None if options.server is None else _served(options, first, sized)
     found: _Result = {"machine": machine, "self_test": see_a_stall(), "precision": options.precision}
     latency = measure(scorers, requests, ads=ads, repeats=options.repeats)
     found["latency_ms"] = {name: one.as_dict() for name, one in latency.items()}
-    sized = sized_requests(requests, ads, np.random.default_rng(0))
     found["ads"] = _spread([request.num_ads for request in sized])
     curves: dict[str, _Result] = {}
     if options.seconds:
         curves = {name: _in_process(scorer, sized, options.seconds) for name, scorer in scorers.items()}
-    if options.server:
-        curves[options.server] = _over_http(options, first, sized)
+    if served is not None:
+        curves[options.server] = _over_http(options, *served)
     found["curves"] = curves
     found["control_after_ms"] = control().as_dict()
     if options.out is not None:
@@ -116,26 +117,36 @@ def _in_process(scorer: "Scorer", requests: Sequence["Request"], seconds: float)
     return _curve(partial(open_loop, score), len(back_to_back.status) / back_to_back.seconds, seconds)
 
 
-def _over_http(options: argparse.Namespace, scorer: "Scorer", requests: Sequence["Request"]) -> _Result:
-    """The curve of a server that has the same bundle, with encoded features in binary tensors."""
-    from ctrkit_serving.bench.http_load import closed_loop, open_loop
+def _served(
+    options: argparse.Namespace, scorer: "Scorer", requests: Sequence["Request"]
+) -> tuple[tuple[str, int], list[bytes], float]:
+    """Place of a server that has the same bundle, requests with encoded features in binary tensors, and the largest
+    difference of its scores from the bundle's: seen before anything is measured.
+    """
     from ctrkit_serving.bench.over_http import Server
 
     server = Server.parse(options.server, options.model or scorer.bundle.manifest.name)
     inputs = [scorer.encode(request.user, request.items, request.context) for request in requests]
     raw = [server.request(x, fingerprint=scorer.bundle.manifest.encoding_fingerprint) for x in inputs]
-    difference = max(
-        float(np.abs(server.scores(one) - scorer.run(x)).max()) for one, x in zip(raw[:20], inputs, strict=False)
-    )
+    found = [scorer.run(x) for x in inputs[:20]]
+    told = [server.scores(one, len(scores)) for one, scores in zip(raw, found, strict=False)]
+    difference = float(np.abs(np.concatenate(told) - np.concatenate(found)).max(initial=0.0))  # NaN if one is
     if not difference <= 1e-6:
         raise UserError(f"--server {options.server}: its scores differ by {difference:.2g} from the bundle's; serve it")
+    return server.place, raw, difference
+
+
+def _over_http(options: argparse.Namespace, place: tuple[str, int], raw: list[bytes], difference: float) -> _Result:
+    """The curve of such a server."""
+    from ctrkit_serving.bench.http_load import closed_loop, open_loop
+
     seconds = options.seconds or 2.0
-    closed_loop(server.place, raw, connections=8, seconds=min(1.0, seconds))  # warm
-    closed = closed_loop(server.place, raw, connections=8, seconds=seconds)
+    closed_loop(place, raw, connections=8, seconds=min(1.0, seconds))  # warm
+    closed = closed_loop(place, raw, connections=8, seconds=seconds)
     capacity = closed.status.count(200) / closed.seconds
     if not capacity:
         raise UserError(f"--server {options.server}: answers no request of a closed loop of 8 connections")
-    load = partial(open_loop, server.place, raw, connections=_CONNECTIONS)
+    load = partial(open_loop, place, raw, connections=_CONNECTIONS)
     return {"score_difference": difference, **_curve(load, capacity, seconds)}
 
 

@@ -35,17 +35,24 @@ class _Connection(asyncio.Protocol):
         if end < 0:
             return
         head = bytes(received[:end]).lower()
-        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        if len(received) < end + 4 + length:
+        status, length = head[9:12], head.partition(b"content-length:")[2].partition(b"\r\n")[0].strip()
+        if not self.busy or not status.isdigit() or not length.isdigit():
+            assert self.transport is not None
+            self.transport.abort()  # it is no answer, or nobody's: the request is lost
             return
+        if len(received) < end + 4 + int(length):
+            return
+        body = bytes(received[end + 4 :])
+        received.clear()
+        self._answered(head, int(status), body)
+
+    def _answered(self, head: bytes, status: int, body: bytes) -> None:
         answers, now = self.load.answers, time.perf_counter()
-        status = int(head[9:12])
         answers.status.append(status)
         answers.from_due_ms.append((now - self.due) * 1e3)
         answers.from_sent_ms.append((now - self.sent) * 1e3)
         if self.load.keep_bodies and status == 200:
-            answers.bodies.append(bytes(received[end + 4 :]))
-        received.clear()
+            answers.bodies.append(body)
         self.busy = False
         if b"connection: close" in head:
             assert self.transport is not None
@@ -68,6 +75,7 @@ class _Load:
         self._late: deque[float] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
         self._count = 0
+        self._open: set[_Connection] = set()
         self._ending = False
         self._until = 0.0  # of a closed loop
 
@@ -77,6 +85,7 @@ class _Load:
             _, connection = await loop.create_connection(lambda: _Connection(self), *self._place)
         except OSError:
             return
+        self._open.add(connection)
         self.free(connection)
 
     def free(self, connection: _Connection) -> None:
@@ -88,6 +97,7 @@ class _Load:
             self._idle.append(connection)
 
     def lost(self, connection: _Connection) -> None:
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         if not self._ending:
@@ -130,16 +140,18 @@ class _Load:
     async def _finish(self, start: float) -> None:
         self.answers.seconds = time.perf_counter() - start
         patience = time.perf_counter() + 10
-        while (self._late or self._busy()) and time.perf_counter() < patience:
+        while (self._late or self._busy()) and (self._open or self._connecting) and time.perf_counter() < patience:
             await asyncio.sleep(0.001)
         self._ending = True
-        self.answers.lost += len(self._late)
-        for connection in self._idle:
+        self.answers.lost += len(self._late) + self._busy()
+        for connection in self._open:
+            connection.busy = False  # it is counted
             if connection.transport is not None:
                 connection.transport.close()
 
-    def _busy(self) -> bool:
-        return len(self.answers.status) + self.answers.lost < self._count
+    def _busy(self) -> int:
+        """Requests under way."""
+        return self._count - len(self.answers.status) - self.answers.lost
 
 
 def open_loop(

@@ -26,14 +26,14 @@ class Server:
     @classmethod
     def parse(cls, url: str, model: str) -> "Server":
         """Of `http://host:port` or `host:port`; raises UserError for anything else."""
-        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         try:
-            port = parts.port
+            parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+            host, port = parts.hostname, parts.port
         except ValueError:
-            port = None
-        if parts.scheme != "http" or not parts.hostname or port is None or parts.path not in ("", "/"):
+            host = port = None
+        if not host or port is None or parts.scheme != "http" or parts.path not in ("", "/"):
             raise UserError(f"--server {url}: give http://HOST:PORT")
-        return cls(parts.hostname, port, model)
+        return cls(host, port, model)
 
     @property
     def place(self) -> tuple[str, int]:
@@ -73,11 +73,11 @@ class Server:
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
-    def scores(self, request: bytes) -> npt.NDArray[np.float32]:
-        """The answer to one such call.
+    def scores(self, request: bytes, ads: int) -> npt.NDArray[np.float32]:
+        """The answer to one such call, of so many ads.
 
         Raises:
-            UserError: the server is not there, or refuses it.
+            UserError: the server is not there, refuses it, or answers something else.
         """
         head, _, body = request.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
@@ -86,11 +86,14 @@ class Server:
             client.request("POST", f"/v2/models/{self.model}/infer", body, headers)
             answer = client.getresponse()
             content = answer.read()
-        except OSError as error:
-            raise UserError(f"--server {self.host}:{self.port}: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"--server {self.host}:{self.port}: {str(error).strip() or repr(error)}") from error
         finally:
             client.close()
         if answer.status != 200:
             raise UserError(f"--server: {self.model} answers {answer.status}: {content.decode(errors='replace')[:300]}")
-        length = int(answer.headers["Inference-Header-Content-Length"])
-        return np.frombuffer(content[length:], np.float32)
+        length = answer.headers["Inference-Header-Content-Length"] or ""
+        binary = content[int(length) :] if length.isdecimal() else b""
+        if len(binary) != 4 * ads:
+            raise UserError(f"--server: {self.model} answers no {ads} scores in binary; is it a server of ctrkit?")
+        return np.frombuffer(binary, np.float32)

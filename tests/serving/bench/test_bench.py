@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import socket
 import socketserver
 import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from benchmarks.server_process import Server
 from ctrkit.errors import UserError
+from ctrkit_serving import latency
 from ctrkit_serving.bench import in_process
 from ctrkit_serving.bench.answers import Answers, most_within
 from ctrkit_serving.bench.command import add_options, bench_command, compare, text
@@ -164,6 +167,69 @@ def test_a_server_with_other_scores_is_refused(models: Path, tmp_path: Path) -> 
             run(str(other.directory), "--server", server.address, "--model", "tiny", "--repeats", "1", "--seconds", "0")
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n"
+LIES = {
+    "no HTTP": (b"hello world\r\n\r\n", "hello world"),
+    "not binary": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "answers no 4 scores in binary"),
+    "too few": (_HEAD % (10, 2) + b"{}" + bytes(8), "answers no 4 scores in binary"),
+    "cut": (_HEAD % (100, 2) + b"{}", "IncompleteRead|timed out"),
+    "NaN": (_HEAD % (18, 2) + b"{}" + np.full(4, np.nan, np.float32).tobytes(), "its scores differ by nan"),
+}
+
+
+class Lying(socketserver.StreamRequestHandler):
+    """Answers what it was told to, and ends the connection."""
+
+    answer = b""
+
+    def handle(self) -> None:
+        length = 0
+        while (line := self.rfile.readline()) not in (b"\r\n", b""):
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        self.rfile.read(length)
+        self.wfile.write(self.answer)
+
+
+@contextmanager
+def lying(answer: bytes) -> Iterator[tuple[str, int]]:
+    handler = type("Handler", (Lying,), {"answer": answer})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield "127.0.0.1", server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies_is_told_at_once(models: Path, lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is measured, in words."""
+    monkeypatch.setattr(latency, "measure", lambda *_, **__: pytest.fail("measured"))
+    answer, message = LIES[lie]
+    with lying(answer) as (host, port), pytest.raises(UserError, match=message):
+        run(str(models / "tiny" / "1"), "--server", f"{host}:{port}", "--ads", "4")
+
+
+@pytest.mark.parametrize("answer", [b"hello world\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b""])
+def test_what_is_no_answer_is_a_lost_request(answer: bytes) -> None:
+    with lying(answer) as place:
+        request = Target(*place, "m").request({"ids": np.zeros((1, 1), np.int64)})
+        found = open_loop(place, [request], rate=200, seconds=0.2, connections=4)
+    assert found.status == []
+    assert found.lost > 10
+
+
+def test_a_load_of_a_server_that_is_gone_ends_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = listener.getsockname()
+    start = time.monotonic()
+    found = open_loop(place, [b"GET / HTTP/1.1\r\n\r\n"], rate=100, seconds=0.2)
+    assert time.monotonic() - start < 8  # and not the ten seconds that answers have
+    assert (found.status, found.as_dict()["answered_rps"]) == ([], 0)
+    assert found.lost > 5
+
+
 def result(p50: float, p99: float | None, control: float = 1.0) -> dict[str, Any]:
     interval = {"p50": [p50 * 0.9, p50 * 1.1], "p95": None, "p99": None if p99 is None else [p99 * 0.5, p99 * 2]}
     one = {"p50": p50, "p95": None, "p99": p99, "interval": interval, "control_ms": {"p50": control}}
@@ -193,6 +259,8 @@ def test_the_gate_holds_ratios_against_the_control_kernel() -> None:
         (["--baseline", "nowhere.json"], r"--baseline nowhere\.json: no result of ctrkit bench"),
         (["--repeats", "1", "--seconds", "0", "--server", "ftp://x:1"], "give http://HOST:PORT"),
         (["--repeats", "1", "--seconds", "0", "--server", "x"], "give http://HOST:PORT"),
+        (["--repeats", "1", "--seconds", "0", "--server", "http://[::1"], "give http://HOST:PORT"),
+        (["--repeats", "1", "--seconds", "0", "--server", ""], "give http://HOST:PORT"),
         (["--repeats", "1", "--seconds", "0", "--server", "127.0.0.1:9", "--model", "m"], "--server 127.0.0.1:9: "),
     ],
 )
