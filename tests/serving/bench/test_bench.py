@@ -212,12 +212,13 @@ def test_a_server_that_lies_is_told_at_once(models: Path, lie: str, monkeypatch:
 
 
 @pytest.mark.parametrize("answer", [b"hello world\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b""])
-def test_what_is_no_answer_is_a_lost_request(answer: bytes) -> None:
+def test_what_is_no_answer_is_a_lost_request(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with lying(answer) as place:
         request = Target(*place, "m").request({"ids": np.zeros((1, 1), np.int64)})
         found = open_loop(place, [request], rate=200, seconds=0.2, connections=4)
     assert found.status == []
     assert found.lost > 10
+    assert caplog.records == []  # no traceback of asyncio's
 
 
 def test_a_load_of_a_server_that_is_gone_ends_soon() -> None:
