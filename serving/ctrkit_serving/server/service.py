@@ -34,7 +34,7 @@ class Job:
 
     def __init__(self, arrived: float, loaded: Loaded) -> None:
         self.arrived, self.loaded = arrived, loaded
-        self.deadline = 0.0
+        self.deadline = self.queued = 0.0
         self.width: str | None = None
         """That it was scored at; None where there is one only."""
 
@@ -131,6 +131,7 @@ class Service:
             self.count(error.reason)
             job.refuse(error)
             return
+        job.queued = time.monotonic()
         self._queue.push(job)
         self.idle.clear()
         if not self._pumping:
@@ -173,7 +174,8 @@ class Service:
         start = time.monotonic()
         if job.gone:
             return False
-        if self._queue.too_late(job.deadline, start) and start > job.arrived + _TRIED_S:
+        hardly_waited = job.queued + _TRIED_S >= start and job.deadline >= start
+        if self._queue.too_late(job.deadline, start) and not hardly_waited:
             self._refuse(job, RequestError(503, "deadline", "overloaded: its deadline passed while it waited", 1))
             return False
         try:
@@ -217,6 +219,8 @@ class Service:
 
 _STAGES = np.arange(5)
 _TRIED_S = 0.001
-"""A request that has hardly waited is tried, however long the last ones took: else nothing would mend the estimate."""
+"""A request that has hardly waited in the queue is tried, however long the last ones took: else nothing would mend the
+estimate. How long its body took to arrive says nothing of them.
+"""
 Manage = Callable[[dict[str, Any], Callable[[int, Any], None]], None]
 """Sends a management call to the supervisor, and calls back with HTTP status and answer."""

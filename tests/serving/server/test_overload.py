@@ -1,7 +1,10 @@
 """More than the server can do: what it accepts it answers in time, the rest it refuses at once, and it recovers."""
 
+import asyncio
+import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,7 +12,10 @@ import pytest
 from benchmarks.server_bundles import publish
 from ctrkit_serving.scorer import Scorer
 from ctrkit_serving.server.admission import Queue
+from ctrkit_serving.server.board import Board
 from ctrkit_serving.server.protocol import RequestError
+from ctrkit_serving.server.service import Job, Loaded, Service
+from ctrkit_serving.server.settings import Settings
 from tests.serving.server.harness import Load, Server, binary_body, check_scores
 from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, make_bundle
 
@@ -47,6 +53,40 @@ def test_one_stall_does_not_shed_what_follows() -> None:
     for i in range(20):
         queue.push(i)
     assert queue.admit(0.0, 0.0, None) == pytest.approx(0.085)
+
+
+class Instant(Job):
+    """A job that is scored at once."""
+
+    def __init__(self, arrived: float) -> None:
+        super().__init__(arrived, Loaded(cast(Any, SimpleNamespace()), 0, ()))
+        self.outcome: Any = None
+
+    def score(self) -> tuple[float, Any]:
+        return time.monotonic(), np.zeros(1, np.float32)
+
+    def answer(self, scores_N: Any) -> None:
+        self.outcome = 200
+
+    def refuse(self, error: RequestError) -> None:
+        self.outcome = error.status
+
+
+def test_slow_requests_do_not_shut_out_those_whose_bodies_take_a_while_to_arrive(tmp_path: Path) -> None:
+    """Nobody else waits, so each is tried, and mends the estimate; but not one whose deadline is over."""
+
+    async def run() -> list[Any]:
+        service = Service(Settings(tmp_path, deadline_ms=500.0), Board(1), 0)
+        service._queue.took(30.0)
+        outcomes = []
+        for late_s in (0.0, 0.02, 0.2, 0.6):
+            job = Instant(time.monotonic() - late_s)
+            service.submit(job, None)
+            await service.idle.wait()
+            outcomes.append(job.outcome)
+        return outcomes
+
+    assert asyncio.run(run()) == [200, 200, 200, 503]
 
 
 @pytest.fixture(scope="module")
