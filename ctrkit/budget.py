@@ -8,7 +8,7 @@ from ctrkit.errors import UserError
 
 _PATTERN = re.compile(
     r"(?P<figure>p50|p95|p99|multiplications)\s*<=?\s*(?P<limit>\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|us|µs|microseconds)?"
-    r"(?:\s*@\s*(?P<ads>\d+)\s*ads?)?(?:\s*,\s*(?P<threads>\d+)\s*threads?)?"
+    r"(?:\s*@\s*(?P<ads>\d{1,9})\s*ads?)?(?:\s*,\s*(?P<threads>\d{1,9})\s*threads?)?"
 )
 ADS = 400
 """Ads a request, if a budget does not say it."""

@@ -60,6 +60,7 @@ def test_budgets(text: str, expected: Budget) -> None:
     [
         ("fast", "cannot be read"),
         ("p98 <= 1 ms", "cannot be read"),
+        pytest.param(f"p50 <= 1 ms @ {'9' * 5000} ads", "cannot be read", id="ads without end"),
         ("p99 <= 1", "has a unit"),
         ("multiplications <= 5 ms", "has a unit"),
         ("p99 <= 1 ms @ 400 ads, 2 threads", "one thread"),
