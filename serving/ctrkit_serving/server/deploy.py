@@ -146,7 +146,8 @@ class Deployer:
         try:
             self._pins.keep(self._supervisor.versions.pins)
         except OSError as error:  # they hold all the same, until this server ends
-            self._supervisor.log("pins are not kept", reason=f"{error.filename}: {error.strerror}")
+            where = error.filename or self._supervisor.settings.models_dir  # a full disk names no file
+            self._supervisor.log("pins are not kept", reason=f"{where}: {error.strerror}")
 
     # the stages
 

@@ -1,5 +1,6 @@
 """The supervisor where the machine fails it: no log, no file descriptors, no processes, time that stood still."""
 
+import asyncio
 import errno
 import io
 import json
@@ -17,9 +18,13 @@ import pytest
 from benchmarks import server_process
 from benchmarks.server_bundles import publish
 from ctrkit.errors import UserError
+from ctrkit_serving.server import control
 from ctrkit_serving.server.board import Board, State
+from ctrkit_serving.server.deploy import Deployer
 from ctrkit_serving.server.settings import Settings
 from ctrkit_serving.server.supervisor import STALL_S, Slot, Supervisor, backoff_s
+from ctrkit_serving.server.versions import Versions
+from ctrkit_serving.server.worker import Worker
 from tests.serving.server.harness import Server, until
 from tests.serving.tiny import Weights, make_bundle
 
@@ -125,6 +130,57 @@ def test_a_line_of_the_log_is_written_at_once(tmp_path: Path, monkeypatch: pytes
     assert len(written) == 1
     assert json.loads(written[0])["event"] == "listening"
     assert written[0].endswith("}\n")
+
+
+def test_a_disk_that_is_full_is_told_with_its_place(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    supervisor = Supervisor(Settings(models))
+    supervisor.versions = Versions(())
+    deployer = Deployer(supervisor)
+    deployer.look()
+    supervisor.versions.pins["tiny"] = 1
+    monkeypatch.setattr(Path, "write_text", full)
+    deployer._keep_pins()
+    told = json.loads(capsys.readouterr().err)
+    assert told["reason"] == f"{models}: No space left on device"
+
+
+def test_a_worker_tells_of_any_failure_to_load_and_is_replaced_when_it_cannot_obey(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a deployment would wait for it for ever, or the worker for no word at all."""
+    settings = Settings(models, pin=False)
+    ours, theirs = control.pair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ours, theirs:
+        listener.setblocking(False)
+        worker = Worker(settings, Board(1), 0, theirs, listener, None)
+        version = {"name": "tiny", "version": 1, "path": str(models / "tiny" / "1"), "row": 0}
+        serves = {"do": "commit", "serving": {"tiny": 2}, "loaded": [{**version, "version": 2}]}
+
+        def fail(_: object) -> None:
+            raise MemoryError("no more")
+
+        monkeypatch.setattr(worker, "_load", fail)
+        control.send(ours, {"do": "prepare", "version": version})
+        control.send(ours, serves)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with pytest.raises(MemoryError):
+                asyncio.run(asyncio.wait_for(worker._main({"serving": {}, "loaded": []}), 10))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        heard = []
+        while (message := control.receive(ours)) is not None:
+            heard.append(message)
+            if message["did"] == "prepare":
+                break
+    assert [message["did"] for message in heard] == ["start", "fail", "prepare"]
+    assert heard[1]["reason"] == "MemoryError: no more"
 
 
 def test_the_server_outlives_its_log(models: Path) -> None:
