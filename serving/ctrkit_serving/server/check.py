@@ -19,7 +19,7 @@ REPEATS, WARMUP = 200, 20
 def check(
     settings: Settings, name: str, version: int, path: Path, serving: tuple[int, Path] | None, *, same_signature: bool
 ) -> dict[str, Any]:
-    """What the check found: `{"median_ms": ..., "serving_median_ms": ...}`.
+    """What the check found: `{"bundle": its hash, "median_ms": ..., "serving_median_ms": ...}`.
 
     In this order: hashes, graph against manifest, golden scores, finite ones, warm-up; then beside the version that
     serves: the same signature, its golden requests answered, the median latency of both in one interleaved run.
@@ -41,7 +41,11 @@ def check(
     measured = measure(scorers, requests, ads=settings.latency_ads, repeats=REPEATS, warmup=WARMUP)
     medians = {key: latency.total.p50.value for key, latency in measured.items() if latency.total.p50 is not None}
     _gate(settings, medians)
-    return {"median_ms": medians["new"], "serving_median_ms": medians.get("serving")}
+    return {
+        "bundle": new.bundle_hash(),
+        "median_ms": medians["new"],
+        "serving_median_ms": medians.get("serving"),
+    }
 
 
 def _load_serving(settings: Settings, name: str, version: int, path: Path) -> Model | None:

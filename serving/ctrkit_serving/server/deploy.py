@@ -207,6 +207,7 @@ class Deployer:
             return
         target = self._target
         assert target is not None
+        target.bundle = result.pop("bundle")
         row = self._supervisor.versions.rows[target.key]
         self._supervisor.board.clear_row(row, self._reference(target))
         self._supervisor.board.shared["accepted"] += 1
@@ -230,11 +231,8 @@ class Deployer:
         assert target is not None
         while self._to_load:
             slot = self._to_load.popleft()
-            version = {
-                "name": target.found.name, "version": target.found.version, "path": str(target.found.path),
-                "row": supervisor.versions.rows[target.key],
-            }  # fmt: skip
-            if supervisor.send(slot, {"do": "prepare", "version": version}):
+            order = supervisor.versions.order(target.found, target.bundle)
+            if supervisor.send(slot, {"do": "prepare", "version": order}):
                 self._loading = slot
                 return
         self._serve()

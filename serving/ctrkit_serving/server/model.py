@@ -1,5 +1,6 @@
 """A version of a model as the server sees it: the one place that knows the scorer."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -147,6 +148,10 @@ class Model:
                 "created": manifest.created.isoformat(),
             },
         }
+
+    def bundle_hash(self) -> str:
+        """Of its manifest, which has the hashes of all files: other for every other bundle."""
+        return hashlib.sha256(json.dumps(self.scorer.bundle.manifest.dump(), sort_keys=True).encode()).hexdigest()
 
     def signature(self) -> str:
         """Equal for versions that take and give the same."""

@@ -27,6 +27,8 @@ class Target:
     """The model's pin when it was asked for, which holds again if it must not serve."""
     stamp: Stamp = ()
     """Of its folder when its check began."""
+    bundle: str = ""
+    """Hash of what was checked: workers load nothing else under this number."""
 
     @property
     def key(self) -> Key:
@@ -43,6 +45,8 @@ class Versions:
         self.serving: dict[str, int] = {}
         self.standby: dict[str, int] = {}
         self.loaded: dict[Key, Found] = {}
+        self.bundles: dict[Key, str] = {}
+        """Hashes of those that are loaded."""
         self.rows: dict[Key, int] = {}
         self.rejected: dict[Key, tuple[Stamp, str]] = {}
         self._changed: dict[Key, Stamp] = {}
@@ -124,7 +128,8 @@ class Versions:
         if before is not None and before != number:
             self.standby[name] = before
         self.serving[name] = number
-        self.loaded[target.key] = target.found
+        if target.key not in self.loaded:
+            self.loaded[target.key], self.bundles[target.key] = target.found, target.bundle
         self.off.discard(name)
         if self.required is not None:
             self.required.add(name)
@@ -141,11 +146,16 @@ class Versions:
 
     def state(self) -> dict[str, Any]:
         """What the workers are to have loaded and to serve."""
-        loaded = [
-            {"name": name, "version": number, "path": str(found.path), "row": self.rows[name, number]}
-            for (name, number), found in self.loaded.items()
-        ]
+        loaded = [self.order(found, self.bundles[key]) for key, found in self.loaded.items()]
         return {"do": "commit", "serving": self.serving, "loaded": loaded}
+
+    def order(self, found: Found, bundle: str) -> dict[str, Any]:
+        """What a worker needs to know to load a version."""
+        key = found.name, found.version
+        return {
+            "name": found.name, "version": found.version, "path": str(found.path), "row": self.rows[key],
+            "bundle": bundle,
+        }  # fmt: skip
 
     def index(self, *, ready: bool, busy: Target | None) -> list[dict[str, str]]:
         """As the repository extension has it."""
@@ -176,4 +186,4 @@ class Versions:
 
     def _forget(self) -> None:
         for key in self.loaded.keys() - {*self.serving.items(), *self.standby.items()}:
-            del self.loaded[key], self.rows[key]  # not the row of a version that is being checked
+            del self.loaded[key], self.bundles[key], self.rows[key]  # not the row of a version that is being checked

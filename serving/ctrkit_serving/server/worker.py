@@ -213,7 +213,13 @@ class Worker:
             self._service.add(name, number, model, version["row"])
 
     def _load(self, version: dict[str, Any]) -> Model:
-        return Model.load(Path(version["path"]), version["name"], version["version"], self._settings)
+        model = Model.load(Path(version["path"]), version["name"], version["version"], self._settings)
+        if model.bundle_hash() != version["bundle"]:
+            raise UserError(
+                f"{version['path']}: another bundle than the one that was checked as version {version['version']}; "
+                "give it a number of its own"
+            )
+        return model
 
     async def _commit(self, state: dict[str, Any]) -> None:
         """Serve these versions from the next request on; requests that wait keep the version they came for."""

@@ -6,15 +6,16 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.server_bundles import BAD, publish
+from ctrkit_serving.scorer import Scorer
 from tests.serving.server.harness import Server, until
-from tests.serving.tiny import Weights, make_bundle
+from tests.serving.tiny import REQUEST, Weights, make_bundle
 
 
 def push(models_dir: Path, version: int, name: str = "tiny") -> Path:
@@ -46,7 +47,8 @@ def checking(server: Server, version: int) -> Iterator[int]:
     try:
         yield checker
     finally:
-        os.kill(checker, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # the server may have ended it
+            os.kill(checker, signal.SIGCONT)
 
 
 def version_of(server: Server, name: str = "tiny") -> str:
@@ -196,6 +198,22 @@ def test_a_worker_comes_back_though_the_version_that_stood_by_is_gone(models: Pa
         server.wait_ready()
         assert server.manage("models/tiny/load", {"version": 1})[0] == 404
         assert {version_of(server) for _ in range(10)} == {"2"}
+
+
+def test_a_version_that_was_replaced_in_place_is_not_served_under_its_number(models: Path) -> None:
+    """A worker that comes back would give other scores than its neighbour, by a bundle that nobody checked."""
+    expected = Scorer.load(models / "tiny" / "1").score_request(REQUEST).tolist()
+    with Server(models, "--workers", "2") as server:
+        server.wait_ready()
+        make_bundle(models / "tiny" / "1", Weights(2))
+        os.kill(server.pids()[0], signal.SIGKILL)
+        server.wait("worker died", count=2)
+        assert any("another bundle than the one that was checked" in line for line in server.lines)
+        for _ in range(5):
+            assert server.call("POST", "/v2/models/tiny/score", REQUEST.to_json())[1]["scores"] == expected
+        push(models, 2)  # the way out
+        server.wait("serving", version=2)
+        server.wait_ready()
 
 
 def test_nothing_of_the_server_listens_after_its_supervisor_was_killed(models: Path) -> None:
