@@ -135,13 +135,16 @@ class Run:
     def check(self, models: Iterable[str]) -> None:
         """Refuse models that cannot be built, or start from weights that are not there, before one is trained.
 
-        So is the device of a model that was never trained here: those that were may go on where there is no such one.
+        So are processes and device of a model that was never trained here, where they cannot train it: one that was
+        may be used by others.
         """
         for model in models:
             if model not in self._results:
-                self.ranks.on_first(partial(check_networks, self.recipe, model))
+                known = self.ranks.on_first((self.directory / "models" / model / "result.json").exists)
+                processes = 1 if known else self.ranks.size
+                self.ranks.on_first(partial(check_networks, self.recipe, model, processes))
                 self._start(model)
-                if not self.ranks.on_first((self.directory / "models" / model / "result.json").exists):
+                if not known:
                     device = self.recipe.train_config(model).device
                     self.ranks.on_each(partial(find_device, device, self.ranks))
 
