@@ -11,7 +11,7 @@ from typing import Any
 from ctrkit.atomic import temporary_directory
 from ctrkit.budget import Budget
 from ctrkit.errors import UserError
-from ctrkit.export.export import Rewrites, export_bundle
+from ctrkit.export.export import export_bundle
 from ctrkit.nn.network import Network
 from ctrkit.request import read_requests
 from ctrkit.run import Run
@@ -27,8 +27,6 @@ def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: i
 
     A machine that was busy with something else is told.
     """
-    export = run.recipe.export
-    items = None if export.items is None else Path(export.items)
     requests = list(islice(read_requests(run.log.requests), 200))
     rows = list(islice(run.loader("valid", 1024).epoch(), 1))
     with temporary_directory(made(run.directory / "slim"), "measured") as temporary:
@@ -42,7 +40,7 @@ def side_by_side(run: Run, networks: Mapping[str, Network], ads: int, repeats: i
                 name=name,
                 held_out=rows,
                 requests=requests[:8],
-                rewrites=Rewrites(items, export.item_key),
+                rewrites=run.item_table,
             )
             scorers[name] = Scorer.load(place)
         found = measure(scorers, requests, ads=ads, repeats=repeats)
