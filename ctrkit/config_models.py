@@ -178,7 +178,7 @@ class RocketLaunchingConfig(_Taught):
 
     @model_validator(mode="after")
     def _teachers(self) -> Self:
-        if "teacher_hint" in self.model_fields_set and not self.teachers:
+        if self.teacher_hint != KlHintConfig() and not self.teachers:
             raise ValueError("teacher_hint is what `teachers` say to the light tower; give teachers too")
         return self
 
@@ -451,7 +451,7 @@ class SlimmableConfig(_Model):
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:
             raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
-        if "hint" in self.model_fields_set and not self.boosters:
+        if self.hint != HintConfig() and not self.boosters:
             raise ValueError("hint is what a booster says to every width; give booster too")
         if self.hint.gradient_share is not None or self.hint.labelled_only:
             raise ValueError("a slimmable model's hint has no gradient_share and no labelled_only; give weight")
