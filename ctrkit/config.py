@@ -1,6 +1,6 @@
 """A recipe: one TOML file that says what a batch job does, checked to the last key.
 
-    [data]        where the log is and how it is split        [towers.NAME]  an MLP: layers, activation, norm
+    [data]        where the log is and how it is split        [towers.NAME]  kind, layers, activation, norm
     [columns]     label, group, weight, time                  [models.NAME]  what is trained, by which objective
     [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
     [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size

@@ -176,6 +176,12 @@ class RocketLaunchingConfig(_Taught):
     teacher_hint: KlHintConfig = KlHintConfig()
     auxiliary_head: bool = False
 
+    @model_validator(mode="after")
+    def _teachers(self) -> Self:
+        if self.teacher_hint != KlHintConfig() and not self.teachers:
+            raise ValueError("teacher_hint is what `teachers` say to the light tower; give teachers too")
+        return self
+
     @property
     def boosters(self) -> tuple[str, ...]:
         """Towers of the boosters."""
@@ -445,6 +451,10 @@ class SlimmableConfig(_Model):
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:
             raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        if self.hint != HintConfig() and not self.boosters:
+            raise ValueError("hint is what a booster says to every width; give booster too")
+        if self.hint.gradient_share is not None or self.hint.labelled_only:
+            raise ValueError("a slimmable model's hint has no gradient_share and no labelled_only; give weight")
         return self
 
 

@@ -2,8 +2,9 @@
 
     RUN/data/            the prepared log                        RUN/evaluation.json  metrics on the test part
     RUN/models/NAME/     checkpoints, encoding, metrics, result  RUN/bundle/          what goes online
-    RUN/predictions/     scores of the test part                 RUN/bench/           the booster's graph, for the clock
+    RUN/predictions/     scores of the test part                 RUN/bench/           the costliest network
     RUN/recipe.json      the recipe, defaults and overrides in   RUN/summary.json     the figures of the table
+    RUN/slim/            bundles that `ctrkit slim` chose
 
 Each step keeps the fingerprint of what it depends on beside its result, and is skipped if that has not changed.
 """
