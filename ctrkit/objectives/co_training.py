@@ -15,7 +15,7 @@ from ctrkit.data.crossing import Crossing
 from ctrkit.losses import label_loss, labelled, mean_probability
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
-from ctrkit.nn.network import Network
+from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.tower import Lists, Tower, Vectors
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
@@ -135,12 +135,12 @@ class CoTraining(Objective):
 
     # --- forward
 
-    def _trace(self, role: str, read: Mapping[int, Vectors]) -> Traced:
+    def _trace(self, role: str, read: Read) -> Traced:
         """One network, with the share of its gradient that may reach what others share."""
         network, share = self.networks()[role], self.gradient_to_shared.get(role, 1.0)
 
         def vectors(embedding: Embedding) -> Vectors:
-            given = read[id(embedding)]
+            given = read(embedding)
             if share == 1.0 or not self._is_shared(embedding):
                 return given
             return Vectors(
@@ -159,8 +159,7 @@ class CoTraining(Objective):
         return sum(embedding in network.embeddings for network in self.networks().values()) > 1
 
     def _traces(self, batch: Batch, roles: Sequence[str]) -> dict[str, Traced]:
-        embeddings = {id(e): e for role in roles for e in self.networks()[role].embeddings}
-        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
+        read = read_embeddings([self.networks()[role] for role in roles], batch)
         return {role: self._trace(role, read) for role in roles}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
