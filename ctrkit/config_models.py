@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ctrkit.config_data import Count, Seed, Strict
+from ctrkit.names import MEAN, SLIMMABLE, tower_name
 
 
 class TrainConfig(Strict):
@@ -92,7 +93,7 @@ class _Model(Strict):
     @property
     def tower_names(self) -> tuple[str, ...]:
         """Names of the towers as `Objective.towers` has them, in the order of `roles`."""
-        return tuple(role or "tower" for role in self.roles)
+        return tuple(map(tower_name, self.roles))
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ class _Model(Strict):
     @property
     def shipped_parts(self) -> tuple[str, ...]:
         """Roles that what may ship consists of."""
-        return tuple(part for role in self.shipped for part in (self.roles if role == "mean" else (role,)))
+        return tuple(part for role in self.shipped for part in (self.roles if role == MEAN else (role,)))
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -265,7 +266,7 @@ class MutualLearningConfig(_Taught):
             case "best":
                 return self.roles
             case "mean":
-                return ("mean",)
+                return (MEAN,)
             case number:
                 return (self.roles[number],)
 
@@ -298,7 +299,7 @@ class EnsembleConfig(_Model):
     @property
     def shipped(self) -> tuple[str, ...]:
         """Any of them, or their mean."""
-        return self.roles if self.serve == "best" else ("mean",)
+        return self.roles if self.serve == "best" else (MEAN,)
 
 
 class LessonConfig(Strict):
@@ -363,8 +364,8 @@ class CoTrainingConfig(_Taught):
             for role in roles:
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
-        if "mean" in self.networks:
-            raise ValueError("networks: 'mean' is what the mean of several is called; rename that network")
+        if MEAN in self.networks:
+            raise ValueError(f"networks: '{MEAN}' is what the mean of several is called; rename that network")
         return self
 
 
@@ -433,7 +434,7 @@ class SlimmableConfig(_Model):
     @property
     def tower_names(self) -> tuple[str, ...]:
         """All widths are of one tower."""
-        return (*("slimmable" for _ in self.fractions), *self.booster_roles)
+        return (*(SLIMMABLE for _ in self.fractions), *self.booster_roles)
 
     @property
     def shipped(self) -> tuple[str, ...]:

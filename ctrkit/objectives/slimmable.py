@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss, mean_probability, soft_bce
+from ctrkit.names import SLIMMABLE
 from ctrkit.nn.calibration import calibrate_widths
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.network import Network, Read, read_embeddings
@@ -17,9 +18,6 @@ from ctrkit.objectives.hint import Hint
 from ctrkit.objectives.objective import Objective, scaled
 
 Sampling = Literal["sandwich", "list", "random"]
-
-SLIMMABLE = "slimmable"
-"""Name of the tower among the objective's."""
 
 
 class Slimmable(Objective):
