@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ctrkit
 from ctrkit.atomic import atomic_file
-from ctrkit.config import load_recipe, read_recipe
+from ctrkit.config import Recipe, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit_serving.bench.command import add_options as add_bench_options
 from ctrkit_serving.server.command import add_options as add_serve_options
@@ -28,7 +28,11 @@ Command = Callable[[argparse.Namespace], dict[str, Any]]
 """Does the work; what it returns is the result of --json, its "text" what people see."""
 
 
-_OF_PREDICTIONS = ("label", "group", "score", "weight", "slice", "field", "negative_rate", "intervals", "tmp", "plots")
+_OF_PREDICTIONS: dict[str, Any] = {
+    "label": None, "group": None, "score": None, "weight": None, "slice": [], "field": [], "negative_rate": None,
+    "intervals": False, "resamples": 2000, "max_values": 50, "rows_in_memory": 20_000_000, "tmp": None, "plots": None,
+}  # fmt: skip
+"""Options of `evaluate` that a recipe has no use for, and what they are if they are not given."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] in ("ctrkit", "ctrkit_serving"):
             raise
         extra = _extra(options)
-        message = f"needs the package {error.name}; install ctrkit[{extra}]" + (
+        message = f"needs the package {error.name}; pip install '.[{extra}]' in the clone of ctrkit" + (
             ", and torch, FBGEMM and TorchRec as requirements/ has them" if extra == "train" else ""
         )
         print(json.dumps({"error": message}) if options.json else f"ctrkit: {message}", file=sys.stderr)
@@ -154,19 +158,20 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--group", metavar="NAME", help="column of the user, for GAUC (default: group, if there is one)")
     group.add_argument("--score", metavar="NAME", help="column of the probability (default: probability)")
     group.add_argument("--weight", metavar="NAME", help="column that says how many times a row counts")
-    group.add_argument("--slice", action="append", default=[], metavar="COLUMN", help="every metric by its values; "
+    group.add_argument("--slice", action="append", metavar="COLUMN", help="every metric by its values; "
                        "user_activity: by deciles of the users' impressions; can be repeated")  # fmt: skip
-    group.add_argument("--field", action="append", default=[], metavar="COLUMN", help="calibration error over its "
+    group.add_argument("--field", action="append", metavar="COLUMN", help="calibration error over its "
                        "values; can be repeated")  # fmt: skip
     group.add_argument("--negative-rate", type=float, metavar="W", help="share of the non-clicks that training kept: "
                        "probabilities are de-biased by it")  # fmt: skip
     group.add_argument("--intervals", action="store_true", help="95 %% intervals by resampling users")
-    group.add_argument("--resamples", type=int, default=2000, help="how many (default: 2000)")
-    group.add_argument("--max-values", type=int, default=50, help="values of a slice to show (default: 50)")
-    group.add_argument("--rows-in-memory", type=int, default=20_000_000, metavar="ROWS", help="more go through files "
+    group.add_argument("--resamples", type=int, help="how many (default: 2000)")
+    group.add_argument("--max-values", type=int, help="values of a slice to show (default: 50)")
+    group.add_argument("--rows-in-memory", type=int, metavar="ROWS", help="more go through files "
                        "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
     group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
     group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
+    parser.set_defaults(**_OF_PREDICTIONS)
 
 
 def _add_slim_options(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +182,7 @@ def _add_slim_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--widths", nargs="+", metavar="W", help=widths)
     parser.add_argument("--model", help="the slimmable model (default: the last one)")
     parser.add_argument("--uniform", action="store_true", help="only widths that are one fraction of all layers")
-    parser.add_argument("--out", type=Path, help="where the bundle goes (default: RUN/slim/bundle)")
+    parser.add_argument("--out", type=Path, help="where the bundle goes (default: RUN/slim/bundle, or RUN/slim/widths)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -207,8 +212,14 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_run(options: argparse.Namespace, recipe_path: Path, *, beyond_training: bool = True) -> "Run":
-    """A run; of several processes that torchrun started, those that only train end here after that."""
-    recipe = load_recipe(recipe_path, options.set)
+    """A run of a recipe; of several processes that torchrun started, those that only train end here after that."""
+    run = _run_in(options, load_recipe(recipe_path, options.set), options.out)
+    if beyond_training and run.ranks.size > 1 and not run.train_all():
+        raise SystemExit(0)
+    return run
+
+
+def _run_in(options: argparse.Namespace, recipe: Recipe, directory: Path | None) -> "Run":
     # Read once, when torch is loaded: large tables in huge pages, whose lookups are bound by misses of the address
     # cache; and threads that sleep while they wait: spinning ones are several times slower where others use the cores.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -219,10 +230,7 @@ def _open_run(options: argparse.Namespace, recipe_path: Path, *, beyond_training
         if not options.quiet:
             print(line, file=sys.stderr, flush=True)
 
-    run = Run(recipe, options.out or Path("runs") / recipe.name, quiet=options.quiet, say=say)
-    if beyond_training and run.ranks.size > 1 and not run.train_all():
-        raise SystemExit(0)
-    return run
+    return Run(recipe, directory or Path("runs") / recipe.name, quiet=options.quiet, say=say)
 
 
 def _require_free(options: argparse.Namespace) -> None:
@@ -272,7 +280,9 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         from ctrkit.evaluation.commands import evaluate_command
 
         return evaluate_command(options)
-    asked = [f"--{name.replace('_', '-')}" for name in _OF_PREDICTIONS if getattr(options, name)]
+    asked = [
+        f"--{name.replace('_', '-')}" for name, unset in _OF_PREDICTIONS.items() if getattr(options, name) != unset
+    ]
     if asked:
         raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
     run = _open_run(options, Path(options.recipe))
@@ -331,15 +341,9 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
     budget = None if options.budget is None else Budget.parse(options.budget)
     place = bundle_place(options.out or options.run / "slim" / ("widths" if budget is None else "bundle"))
-    recipe = read_recipe(options.run / "recipe.json")
-    from ctrkit.run import Run
+    run = _run_in(options, read_recipe(options.run / "recipe.json"), options.run)
     from ctrkit.slim import Slim
 
-    def say(line: str) -> None:
-        if not options.quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    run = Run(recipe, options.run, quiet=options.quiet, say=say)
     slim = Slim(run, options.model)
     if budget is None:
         from ctrkit.slim_widths import export_widths

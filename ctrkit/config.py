@@ -1,6 +1,6 @@
 """A recipe: one TOML file that says what a batch job does, checked to the last key.
 
-    [data]        where the log is and how it is split        [towers.NAME]  an MLP: layers, activation, norm
+    [data]        where the log is and how it is split        [towers.NAME]  kind, layers, activation, norm
     [columns]     label, group, weight, time                  [models.NAME]  what is trained, by which objective
     [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
     [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size
@@ -20,6 +20,7 @@ from ctrkit.config_errors import explain
 from ctrkit.config_models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
 from ctrkit.config_overrides import apply_override
 from ctrkit.errors import UserError
+from ctrkit.names import MEAN
 from ctrkit.schema import Feature, Schema
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -191,7 +192,7 @@ class Recipe(Strict):
         """Files and tables of results have a network by its name."""
         owners: dict[str, str] = {}
         for name, model in self.models.items():
-            for role in (*model.roles, *(role for role in model.shipped if role == "mean")):
+            for role in (*model.roles, *(role for role in model.shipped if role == MEAN)):
                 owner = owners.setdefault(network_name(name, role), name)
                 if owner != name:
                     raise ValueError(
@@ -253,7 +254,7 @@ class Recipe(Strict):
 
     def _check_mean(self, name: str, model: Model) -> None:
         """Networks whose mean ships are joined into one MLP: what `ctrkit.nn.mean` would refuse after training."""
-        if "mean" not in model.shipped:
+        if MEAN not in model.shipped:
             return
         towers = [self.towers[tower] for tower in model.towers]
         shapes = {(len(tower.hidden), tower.activation, tower.batch_norm) for tower in towers}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ctrkit.config_data import Count, Seed, Strict
+from ctrkit.names import MEAN, SLIMMABLE, tower_name
 
 
 class TrainConfig(Strict):
@@ -92,7 +93,7 @@ class _Model(Strict):
     @property
     def tower_names(self) -> tuple[str, ...]:
         """Names of the towers as `Objective.towers` has them, in the order of `roles`."""
-        return tuple(role or "tower" for role in self.roles)
+        return tuple(map(tower_name, self.roles))
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ class _Model(Strict):
     @property
     def shipped_parts(self) -> tuple[str, ...]:
         """Roles that what may ship consists of."""
-        return tuple(part for role in self.shipped for part in (self.roles if role == "mean" else (role,)))
+        return tuple(part for role in self.shipped for part in (self.roles if role == MEAN else (role,)))
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -175,6 +176,12 @@ class RocketLaunchingConfig(_Taught):
     """Networks of models above, or columns of the log, that teach the light tower too (rocket + KD)."""
     teacher_hint: KlHintConfig = KlHintConfig()
     auxiliary_head: bool = False
+
+    @model_validator(mode="after")
+    def _teachers(self) -> Self:
+        if self.teacher_hint != KlHintConfig() and not self.teachers:
+            raise ValueError("teacher_hint is what `teachers` say to the light tower; give teachers too")
+        return self
 
     @property
     def boosters(self) -> tuple[str, ...]:
@@ -259,7 +266,7 @@ class MutualLearningConfig(_Taught):
             case "best":
                 return self.roles
             case "mean":
-                return ("mean",)
+                return (MEAN,)
             case number:
                 return (self.roles[number],)
 
@@ -292,7 +299,7 @@ class EnsembleConfig(_Model):
     @property
     def shipped(self) -> tuple[str, ...]:
         """Any of them, or their mean."""
-        return self.roles if self.serve == "best" else ("mean",)
+        return self.roles if self.serve == "best" else (MEAN,)
 
 
 class LessonConfig(Strict):
@@ -357,8 +364,8 @@ class CoTrainingConfig(_Taught):
             for role in roles:
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
-        if "mean" in self.networks:
-            raise ValueError("networks: 'mean' is what the mean of several is called; rename that network")
+        if MEAN in self.networks:
+            raise ValueError(f"networks: '{MEAN}' is what the mean of several is called; rename that network")
         return self
 
 
@@ -427,7 +434,7 @@ class SlimmableConfig(_Model):
     @property
     def tower_names(self) -> tuple[str, ...]:
         """All widths are of one tower."""
-        return (*("slimmable" for _ in self.fractions), *self.booster_roles)
+        return (*(SLIMMABLE for _ in self.fractions), *self.booster_roles)
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -445,6 +452,10 @@ class SlimmableConfig(_Model):
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:
             raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        if self.hint != HintConfig() and not self.boosters:
+            raise ValueError("hint is what a booster says to every width; give booster too")
+        if self.hint.gradient_share is not None or self.hint.labelled_only:
+            raise ValueError("a slimmable model's hint has no gradient_share and no labelled_only; give weight")
         return self
 
 

@@ -97,7 +97,8 @@ class Manifest(_Model):
     multiplications: int
     """Multiplications of the tower for one ad."""
     parity_max_abs_diff: float
-    """Largest difference of probability between torch and every exact graph in ONNX Runtime on held-out rows."""
+    """Largest difference of probability between torch, with the tables as kept, and every exact graph in ONNX Runtime,
+    on held-out rows."""
     recipe: dict[str, JsonValue]
     widths: dict[str, WidthEntry] = Field(default_factory=dict, max_length=MAX_WIDTHS)
     """By name, the widest first, which is the one that all other fields tell of; empty in a bundle of one width."""

@@ -2,8 +2,9 @@
 
     RUN/data/            the prepared log                        RUN/evaluation.json  metrics on the test part
     RUN/models/NAME/     checkpoints, encoding, metrics, result  RUN/bundle/          what goes online
-    RUN/predictions/     scores of the test part                 RUN/bench/           the booster's graph, for the clock
+    RUN/predictions/     scores of the test part                 RUN/bench/           the costliest network
     RUN/recipe.json      the recipe, defaults and overrides in   RUN/summary.json     the figures of the table
+    RUN/slim/            bundles that `ctrkit slim` chose
 
 Each step keeps the fingerprint of what it depends on beside its result, and is skipped if that has not changed.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -135,13 +137,16 @@ class Run:
     def check(self, models: Iterable[str]) -> None:
         """Refuse models that cannot be built, or start from weights that are not there, before one is trained.
 
-        So is the device of a model that was never trained here: those that were may go on where there is no such one.
+        So are processes and device of a model that was never trained here, where they cannot train it: one that was
+        may be used by others.
         """
         for model in models:
             if model not in self._results:
-                self.ranks.on_first(partial(check_networks, self.recipe, model))
+                known = self.ranks.on_first((self.directory / "models" / model / "result.json").exists)
+                processes = 1 if known else self.ranks.size
+                self.ranks.on_first(partial(check_networks, self.recipe, model, processes))
                 self._start(model)
-                if not self.ranks.on_first((self.directory / "models" / model / "result.json").exists):
+                if not known:
                     device = self.recipe.train_config(model).device
                     self.ranks.on_each(partial(find_device, device, self.ranks))
 
@@ -282,7 +287,7 @@ class Run:
     @cached_property
     def bundle(self) -> Bundle:
         """The bundle that goes online."""
-        return self._export(self.export_model, None, self.directory / "bundle")
+        return self._export(self.export_model, None, self.directory / "bundle", exact=False)
 
     @cached_property
     def export_model(self) -> str:
@@ -317,7 +322,10 @@ class Run:
 
     @cached_property
     def booster_bundle(self) -> Bundle | None:
-        """The costliest network as a bundle for the clock, not for serving; None if nothing is costlier than light."""
+        """The costliest network as a bundle for the clock, not for serving; None if `bundle` costs no less.
+
+        It is exact, with the item table of [export], so that the clock compares networks and not ways to serve them.
+        """
         costs = {
             network_name(model, role): self.evaluation["networks"][network_name(model, role)]["multiplications"]
             for model, config in self.recipe.models.items()
@@ -330,11 +338,12 @@ class Run:
         model, role = next(
             (m, r) for m, c in self.recipe.models.items() for r in c.roles if network_name(m, r) == costliest
         )
-        return self._export(model, role, self.directory / "bench" / "booster")
+        return self._export(model, role, self.directory / "bench" / "booster", exact=True)
 
-    def _export(self, model: str, role: str | None, place: Path) -> Bundle:
+    def _export(self, model: str, role: str | None, place: Path, *, exact: bool) -> Bundle:
         evaluation = self.evaluation
         config = self.recipe.export.model_dump(mode="json", exclude={"model"})
+        config["exact"] = exact
         fingerprint = sha256([model, self._weights(model), role, config, _file_state(self.recipe.export.items)])
         if (place / MANIFEST).exists():
             found = self._load(place)
@@ -346,8 +355,7 @@ class Run:
         name = network_name(model, role)
         self.say(f"export: {name} -> {place}")
         metrics = {k: v for k, v in evaluation["networks"][name].items() if isinstance(v, float)}
-        serves = place == self.directory / "bundle"
-        return self.write(objective.network(role), place, name, metrics, fingerprint, rewritten=serves)
+        return self.write(objective.network(role), place, name, metrics, fingerprint, exact=exact)
 
     def write(
         self,
@@ -357,10 +365,10 @@ class Run:
         metrics: dict[str, float],
         fingerprint: str,
         *,
-        rewritten: bool = True,
+        exact: bool = False,
         widths: Mapping[str, Width] | None = None,
     ) -> Bundle:
-        """Export a network; `rewritten`: with the item table and the approximations of [export]."""
+        """Export a network with the item table of [export] and, unless `exact`, its approximations."""
         bundle = export_bundle(
             network,
             self.log.encoding.serving(),
@@ -371,17 +379,22 @@ class Run:
             metrics=metrics,
             recipe={"fingerprint": fingerprint, **serving_dict(self.recipe)},
             widths=widths,
-            **(self._rewrites() if rewritten else {}),
+            **({"rewrites": self.item_table} if exact else self._rewrites()),
         )
         self.say(f"  ONNX Runtime and torch differ by at most {bundle.manifest.parity_max_abs_diff:.1e}")
         return bundle
+
+    @property
+    def item_table(self) -> Rewrites:
+        """The item table of [export], if any, and no approximation: what networks are compared by."""
+        config = self.recipe.export
+        return Rewrites(None if config.items is None else Path(config.items), config.item_key)
 
     def _rewrites(self) -> dict[str, Any]:
         """What is written beside the network that serves, and the rows that judge its approximations."""
         config = self.recipe.export
         limits = Limits(config.max_gauc_change, config.max_pcoc_change, config.max_difference)
-        items = None if config.items is None else Path(config.items)
-        rewrites = Rewrites(items, config.item_key, config.tables, config.int8, limits)
+        rewrites = replace(self.item_table, tables=config.tables, int8=config.int8, limits=limits)
         if not rewrites.approximate:
             return {"rewrites": rewrites}
         judged = HeldOutRows(self.loader("test").epoch, HeldOut(self.log, "test").report)

@@ -21,7 +21,7 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
-from ctrkit.towers_timed import made, measured_again, side_by_side
+from ctrkit.towers_timed import BUSY, made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
 from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
 from ctrkit.training.predict import predict
@@ -217,6 +217,8 @@ class Slim:
                 result = self._exported(candidate, budget, temporary / "bundle")
                 kept = result["verified"]["high"] <= budget.limit
                 run.say(f"  {candidate.name}: {_text(budget, result['verified'])}{'' if kept else ', too much'}")
+                if result["verified"].get("busy"):
+                    run.say(f"  warning: {BUSY}")
                 if kept:
                     with atomic_directory(place) as new:
                         (temporary / "bundle").rename(new)

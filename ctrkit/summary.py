@@ -39,7 +39,12 @@ def measure_bundles(
 
 
 def summarize(run: "Run") -> dict[str, Any]:
-    """Everything that the run has to show, measured now where it is a latency; written to `summary.json`."""
+    """Everything that the run has to show, measured now where it is a latency; written to `summary.json`.
+
+    `latency_ms.light` is of the bundle that goes online, whatever its model; `latency_ms.booster` of the costliest
+    network, with the same item table, in float32, if one costs more. Both take the exact graphs; `networks` names those
+    of the results that cost as much.
+    """
     evaluation = run.evaluation
     bundle, booster = run.bundle, run.booster_bundle
     bundles = {"light": bundle.directory, **({"booster": booster.directory} if booster else {})}
@@ -47,9 +52,10 @@ def summarize(run: "Run") -> dict[str, Any]:
     run.say(f"bench: {', '.join(bundles)}, {bench.ads} ads a request, one thread")
     requests = list(islice(read_requests(run.log.requests), 200))
     latency = measure_bundles(bundles, requests, ads=bench.ads, repeats=bench.repeats)
-    latency["light"]["multiplications"] = bundle.manifest.multiplications
-    if booster:
-        latency["booster"]["multiplications"] = booster.manifest.multiplications
+    for timed, of in (("light", bundle), ("booster", booster)):
+        if of:
+            latency[timed]["multiplications"] = of.manifest.multiplications
+            latency[timed]["networks"] = same_cost(run.recipe, evaluation["networks"], of.manifest.name)
     summary = {
         "name": run.recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -64,6 +70,20 @@ def summarize(run: "Run") -> dict[str, Any]:
     }
     write_json(run.directory / "summary.json", summary)
     return summary
+
+
+def same_cost(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]], timed: str) -> list[str]:
+    """Names of the networks that cost what one of them does to serve: their towers have its kind and its layers."""
+    towers = {  # without what only training knows; the mean of several networks is none of them
+        network_name(name, role): recipe.towers[tower].model_dump(exclude={"dropout", "lr", "weight_decay"})
+        for name, config in recipe.models.items()
+        for role, tower in zip(config.roles, config.towers, strict=True)
+    }
+
+    def cost(name: str) -> tuple[Any, int]:  # a slimmable tower has one configuration and many widths
+        return towers.get(name, name), networks[name]["multiplications"]
+
+    return [name for name in networks if cost(name) == cost(timed)]
 
 
 def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -115,14 +135,13 @@ def machine() -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as a table for people.
 
-    Latency stands beside every network of the size that was measured: it depends on the layers, not on the weights.
+    Latency stands beside every network with the layers of one that was measured: it does not depend on the weights.
     """
-    latency = summary["latency_ms"]
-    by_cost = {timed["multiplications"]: timed for timed in latency.values()}
+    by_network = {name: timed for timed in summary["latency_ms"].values() for name in timed["networks"]}
     header = ["network", "GAUC", "AUC", "log loss", "NE", "PCOC", "mult.", "p50 ms", "p99 ms"]
     rows = [header]
     for name, metrics in summary["models"].items():
-        timed = by_cost.get(metrics["multiplications"]) or {}
+        timed = by_network.get(name, {})
         rows.append(
             [
                 name,

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from ctrkit.atomic import atomic_directory, read_json, write_json
+from ctrkit.builders.check import check_networks, peers_apart
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
 from ctrkit.config import Recipe
-from ctrkit.config_models import MutualLearningConfig, TrainConfig
+from ctrkit.config_models import TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
@@ -71,22 +72,18 @@ class ModelTraining:
     @property
     def _peers_apart(self) -> bool:
         """Whether each of several processes trains a network of its own."""
-        model = self.recipe.models[self.model]
-        return isinstance(model, MutualLearningConfig) and model.across_processes and self.ranks.size > 1
+        return peers_apart(self.recipe, self.model, self.ranks.size)
 
     def fit(self, fingerprint: str) -> dict[str, Any]:
         """Train, or go on; the figures of `result.json`.
 
         Raises:
-            UserError: it does not fit into memory, the device or the number of ranks cannot be used, the monitored
-                metric is not defined on the validation part, or training diverges.
+            UserError: so many ranks cannot train its networks, it does not fit into memory, the device cannot be
+                used, the monitored metric is not defined on the validation part, or training diverges.
         """
         config, ranks = self.config, self.ranks
-        if ranks.size > 1 and getattr(self.recipe.models[self.model], "updates", None) == "in_turn":
-            raise UserError(
-                f"model '{self.model}': networks that learn in turn train in one process, not in {ranks.size}; set "
-                'updates = "together"'
-            )
+        if ranks.size > 1:  # a model that one process had trained here came by `Run.check`
+            check_networks(self.recipe, self.model, ranks.size)
         num_rows = self.log.encoding.num_rows()
         ranks.on_each(lambda: find_device(config.device, ranks).type)  # what one refuses, all refuse
         device = find_device(config.device, ranks)

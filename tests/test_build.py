@@ -147,6 +147,9 @@ def test_a_slimmable_tower_has_the_rates_of_its_recipe() -> None:
         ({"widths": [0.5, 0.5]}, "has one twice"),
         ({"samples": 1}, "samples = 2 at least"),
         ({"distillation": 0.0}, "learn from nothing"),
+        ({"hint": {"weight": 2.0}}, "hint is what a booster says"),
+        ({"booster": "light", "hint": {"gradient_share": 0.3}}, "no gradient_share"),
+        ({"booster": "light", "hint": {"labelled_only": True}}, "no labelled_only"),
     ],
 )
 def test_slimmable_models_that_do_not_fit(model: dict[str, Any], message: str) -> None:

@@ -73,6 +73,10 @@ def distilled(**keys: Any) -> dict[str, Any]:
     return {"objective": "distillation", "student": "light", "teachers": ["booster"], **keys}
 
 
+def mutual(**keys: Any) -> dict[str, Any]:
+    return {"objective": "mutual_learning", "peers": ["light", "booster"], **keys}
+
+
 BATCH = networks.batch(features=networks.PRIVILEGED)
 
 
@@ -203,6 +207,39 @@ def test_networks_that_cannot_be_are_refused_without_a_log_and_without_memory() 
         check_networks(recipe(rocket(shared_layers=[[9, 0]])), "model")
     with pytest.raises(UserError, match=r"^model 'model': a teacher stands there twice: \['light', 'light'\]"):
         check_networks(recipe(distilled(teachers=["light", "light"])), "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (rocket(booster="attention"), r"target_attention reads the lists \['recent'\] .*train this model in"),
+        (mutual(updates="in_turn"), 'in turn train in one process, not in 3; set updates = "together"'),
+        (mutual(across_processes=True), "2 peers over 3 processes: each process trains one"),
+        (mutual(across_processes=True, peers=["light"] * 3, share="embeddings"), 'peers over .* need share = "none"'),
+    ],
+)
+def test_networks_that_several_processes_cannot_train_are_refused_there_alone(
+    model: dict[str, Any], message: str
+) -> None:
+    check_networks(recipe(model), "model")
+    with pytest.raises(UserError, match=f"^model 'model': .*{message}"):
+        check_networks(recipe(model), "model", processes=3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        rocket(),
+        mutual(),
+        mutual(across_processes=True, peers=["light"] * 3),
+        mutual(across_processes=True, peers=["attention"] * 3),  # each process has its peer's tables, whole
+        {"objective": "distillation", "student": "light", "teachers": ["looks"]},  # a frozen one is whole too
+    ],
+)
+def test_networks_that_several_processes_can_train(model: dict[str, Any]) -> None:
+    looks = {"objective": "pointwise", "tower": "attention"}
+    models = {"looks": looks, "model": model}
+    check_networks(recipe(model, models=models), "model", processes=3)
 
 
 @pytest.mark.parametrize("name", ["type", "keys"])

@@ -1,11 +1,11 @@
-"""The recipes in docs/methods.md are recipes."""
+"""The recipes in docs/methods.md and docs/slimmable.md are recipes."""
 
 import re
 import tomllib
 from pathlib import Path
 
 from ctrkit.config import Recipe
-from ctrkit.config_models import CoTrainingConfig
+from ctrkit.config_models import CoTrainingConfig, SlimmableConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,3 +20,12 @@ def test_the_models_of_the_documentation_are_models() -> None:
     mix = recipe.models["mix"]
     assert isinstance(mix, CoTrainingConfig)
     assert mix.shipped == ("light",)
+
+
+def test_the_slimmable_model_of_the_documentation_is_one() -> None:
+    shown = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "slimmable.md").read_text(), flags=re.DOTALL)[0]
+    content = tomllib.loads((ROOT / "pipelines" / "demo.toml").read_text())
+    recipe = Recipe.model_validate({**content, "models": tomllib.loads(shown)["models"], "export": {"model": "slim"}})
+    slim = recipe.models["slim"]
+    assert isinstance(slim, SlimmableConfig)
+    assert list(slim.fractions) == ["w0.25", "w0.5", "w0.75", "w1.0"]

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import ANY
 
 import numpy as np
@@ -32,6 +32,8 @@ from ctrkit.training.trainer import CHECKPOINTS, Trainer
 from ctrkit.training.warm_start import Source, warm_start
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
+
+T = TypeVar("T")
 
 # `secret` stands in the names of privileged features and nowhere else
 METHODS = """
@@ -291,8 +293,29 @@ def test_a_killed_mutual_learning_goes_on_to_the_same_peer(copy: Path, monkeypat
     assert any(line.startswith("  goes on from step ") for line in said)
 
 
+class FirstOfTwo(Ranks):
+    """The first of two ranks, where nothing needs the other one."""
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def on_each(self, work: Callable[[], T]) -> list[T]:
+        return [work()]
+
+
+def test_what_two_processes_cannot_train_is_refused_before_the_log_is_prepared(tmp_path: Path) -> None:
+    run = Run(recipe(tmp_path), tmp_path / "run", ranks=FirstOfTwo(0, 2))
+    with pytest.raises(UserError, match="model 'peers': networks that learn in turn train in one process, not in 2"):
+        run.train_all()
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_use_what_one_has_trained(finished: Path) -> None:
+    Run(recipe(finished.parent), finished, ranks=FirstOfTwo(0, 2)).check(["peers"])
+
+
 def test_networks_that_learn_in_turn_do_so_in_one_process(finished: Path, tmp_path: Path) -> None:
-    # DistributedDataParallel wants every parameter in every step
+    """Also where one process had trained them before."""
     run, _ = opened(finished)
     training = ModelTraining(run.recipe, "peers", run.log, tmp_path, ranks=Ranks(0, 2))
     with pytest.raises(UserError, match="model 'peers': networks that learn in turn train in one process, not in 2"):

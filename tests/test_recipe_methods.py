@@ -169,6 +169,8 @@ def load(folder: Path, *overrides: str) -> Recipe:
             + ["models.rocket.unexposed=1.0"],
             "model 'rocket': unexposed candidates are made of other impressions' ads, but no feature has",
         ),
+        # --- hints that nobody hears
+        (["models.rocket.teacher_hint.weight=2.0"], "models.rocket: teacher_hint is what `teachers` say"),
         # --- labels
         (["train.label_rate=0.0"], "train.label_rate: .* greater than 0"),
         (["train.label_rate=1.5"], "train.label_rate: .* less than or equal to 1"),

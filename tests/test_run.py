@@ -25,11 +25,13 @@ from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.objectives.objective import Objective
+from ctrkit.request import read_requests
 from ctrkit.run import Run
-from ctrkit.summary import cheaper_choice, gap_closed, summarize, table
+from ctrkit.summary import cheaper_choice, gap_closed, same_cost, summarize, table
 from ctrkit.train_model import trained
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.trainer import CHECKPOINTS
+from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
 from tests.data import small_log
 from tests.training import small_run
@@ -201,6 +203,50 @@ def test_the_light_network_of_the_rocket_goes_online(finished_run: Path) -> None
     assert bundle.manifest.metrics["gauc"] == summary["models"]["rocket_light"]["gauc"]
     assert booster.manifest.name == "booster"
     assert bundle.manifest.recipe["name"] == "small"
+
+
+def test_latency_is_of_what_was_measured_and_of_towers_with_the_same_layers(finished_run: Path, tmp_path: Path) -> None:
+    """Multiplications alone do not tell: norms and widths of the same number cost otherwise."""
+    others = (
+        'towers.patient={hidden=[8],lr=0.1,dropout=0.5}', 'models.patient={objective="pointwise",tower="patient"}',
+        'towers.normed={hidden=[8],layer_norm=true}', 'models.normed={objective="pointwise",tower="normed"}',
+        'models.slim={objective="slimmable",tower="light",widths=[0.5,1.0],multiple=4}',
+        'models.pair={objective="mutual_learning",peers=["light","light"],serve="mean"}',
+    )  # fmt: skip
+    run, _ = opened(tmp_path / "run", *others)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    models, light = summary["models"], summary["models"]["light"]
+    assert summary["latency_ms"]["light"]["networks"] == ["light", "rocket_light"]
+    assert summary["latency_ms"]["booster"]["networks"] == ["booster", "rocket_booster"]
+    models |= dict.fromkeys(("patient", "normed", "slim_w1.0", "pair_peer0"), light)
+    models |= {"slim_w0.5": {**light, "multiplications": 104}, "pair_mean": {**light, "multiplications": 416}}
+    found = same_cost(run.recipe, models, "rocket_light")
+    assert found == ["light", "rocket_light", "patient", "slim_w1.0", "pair_peer0"]
+    assert same_cost(run.recipe, models, "pair_mean") == ["pair_mean"]
+    summary["latency_ms"]["light"]["networks"] = found
+    lines = {line.split()[0]: line.split() for line in table(summary).splitlines() if line}
+    assert lines["patient"][-2] == lines["light"][-2] == f"{summary['latency_ms']['light']['p50']:.2f}"
+    assert all(lines[name][-2:] == ["-", "-"] for name in ("normed", "slim_w0.5", "pair_mean"))
+
+
+def test_light_and_booster_are_measured_with_the_same_item_table(copy: Path) -> None:
+    parts = [
+        pq.read_table(path, columns=["ad_id", "category_id", "price"]) for path in (copy / "raw").rglob("*.parquet")
+    ]
+    ads = copy.parent / "ads.parquet"
+    pq.write_table(pa.concat_tables(parts).group_by("ad_id").aggregate([("category_id", "min"), ("price", "min")])
+                   .rename_columns(["ad_id", "category_id", "price"]), ads)  # fmt: skip
+    loose = ("export.int8=true", "export.max_gauc_change=1", "export.max_pcoc_change=1", "export.max_difference=1")
+    run, _ = opened(copy, f'export.items="{ads}"', "export.item_key=ad_id", *loose)
+    booster = run.booster_bundle
+    assert booster is not None
+    assert set(run.bundle.manifest.approximations) == {"int8"}
+    assert booster.manifest.approximations == {}  # nobody serves it
+    request = next(read_requests(run.log.requests))
+    for bundle in (run.bundle, booster):
+        scorer = Scorer.load(bundle.directory)
+        scorer.score_request(request)
+        assert scorer.item_table_counts.values == request.num_ads
 
 
 def test_the_table_for_people(finished_run: Path) -> None:

@@ -304,6 +304,27 @@ def test_measured_side_by_side(model: Slim) -> None:
     assert all(0 < p.low <= p.value <= p.high for p in found.values())
 
 
+@pytest.mark.parametrize(
+    ("p50", "p95", "expected"), [(0.4, 0.44, False), (0.4, 0.6, True), (0.4, None, False), (None, None, False)]
+)
+def test_a_busy_machine_is_seen_by_the_control_kernel(p50: float | None, p95: float | None, expected: bool) -> None:
+    assert towers_timed.busy({"p50": p50, "p95": p95}) is expected
+
+
+def test_a_busy_machine_is_told(model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At both measurements, once each; the bundle is what it would be."""
+    said: list[str] = []
+    monkeypatch.setattr(model.run, "say", said.append)
+    monkeypatch.setattr(towers_timed, "busy", lambda control: control["p50"] > 0)
+    front = model.judged(model.uniform())[-1:]
+    model.choose(Budget("p50", 1000.0, 5), tmp_path / "bundle", front)
+    assert said.count(f"  warning: {towers_timed.BUSY}") == 2
+    monkeypatch.setattr(towers_timed, "busy", lambda control: control["p50"] < 0)
+    said.clear()
+    model.choose(Budget("p50", 1000.0, 5), tmp_path / "bundle", front)
+    assert not [line for line in said if "busy" in line]
+
+
 # --- several widths in one bundle
 
 

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ctrkit.config import Recipe
 from ctrkit.config_models import TrainConfig
+from ctrkit.names import tower_of
 from ctrkit.objectives.objective import Objective
 from ctrkit.training.table_optimizer import TableOptimizer
 
@@ -40,8 +41,8 @@ def build_optimizers(
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for name, tower in objective.towers.items():  # auxiliary heads and projections are the student's: "light-..."
-        own = (rates or {}).get(name.partition("-")[0] or "tower", TowerRates())
+    for name, tower in objective.towers.items():  # auxiliary heads and projections have the student's rates
+        own = (rates or {}).get(tower_of(name), TowerRates())
         parameters = [parameter for parameter in tower.parameters() if parameter not in seen]
         seen.update(parameters)
         decay = config.weight_decay if own.weight_decay is None else own.weight_decay

@@ -54,7 +54,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError("pictures need matplotlib; install ctrkit[plots], or leave out --plots") from error
+        raise UserError(
+            "pictures need matplotlib; pip install '.[plots]' in the clone of ctrkit, or leave out --plots"
+        ) from error
 
 
 def require_place(directory: Path) -> None:

@@ -1,6 +1,6 @@
 """Embeddings and tower, joined: what predicts, and what is exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +55,9 @@ class Network(nn.Module):
         vectors = self.vectors(lambda embedding: embedding.vectors(batch))
         logit_B: Tensor = self.tower(vectors.x_BX, vectors.lists)
         return logit_B
+
+
+def read_embeddings(networks: Iterable[Network], batch: Batch) -> Read:
+    """What the embeddings of some networks give of a batch, each looked up once, now."""
+    found = {e: e.vectors(batch) for e in dict.fromkeys(e for network in networks for e in network.embeddings)}
+    return found.__getitem__

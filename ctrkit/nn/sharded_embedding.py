@@ -15,7 +15,6 @@ from torchrec.distributed.types import ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.errors import UserError
 from ctrkit.nn.embedding import Embedding, TablePart, module_name, table_name
 from ctrkit.nn.lookup import Address, Bags, Pooling, look_up
 from ctrkit.nn.tower import Vectors
@@ -60,11 +59,7 @@ class ShardedEmbedding(Embedding):
 
     def vectors(self, batch: Batch) -> Vectors:
         """x[B, X] of this process's batch; all processes call it together, with batches of any size."""
-        if self.unpooled:
-            raise UserError(
-                f"a tower reads the lists {sorted(self.unpooled)} one by one, which tables of several processes do not "
-                "give yet; train this model in one process"
-            )
+        assert not self.unpooled  # no shard gives rows one by one yet: `ctrkit.builders.check` refuses such towers
         largest = torch.tensor(len(batch))
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         pooled = self.collection(_padded(batch.sparse, len(batch), int(largest))).to_dict()

@@ -13,13 +13,16 @@ from torch.func import functional_call
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
 from ctrkit.losses import label_loss, labelled, mean_probability
+from ctrkit.names import MEAN, part_name
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
-from ctrkit.nn.network import Network
+from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.tower import Lists, Tower, Vectors
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
-from ctrkit.objectives.objective import MEAN, Objective, scaled
+from ctrkit.objectives.objective import Objective, scaled
+
+_HEAD = "auxiliary"
 
 
 class CoTraining(Objective):
@@ -78,14 +81,14 @@ class CoTraining(Objective):
                 widths = networks[lesson.student].tower.hidden_widths
                 if not widths:
                     raise ValueError(f"'{lesson.student}' has no hidden layer for an auxiliary head")
-                self.towers[_auxiliary(lesson.student)] = nn.Linear(widths[-1], 1)
+                self.towers[part_name(lesson.student, _HEAD)] = nn.Linear(widths[-1], 1)
         for index, hint in enumerate(self.layer_hints):
             widths = self._widths(hint)
             if widths[0] == widths[1]:
                 continue
             if hint.loss == "attention":
                 raise ValueError(f"attention transfer takes layers of one width, not {widths[0]} and {widths[1]}")
-            self.towers[f"{hint.student}-projection-{index}"] = nn.Linear(*widths)
+            self.towers[part_name(hint.student, f"projection-{index}")] = nn.Linear(*widths)
 
     def _check_names(self, networks: Mapping[str, Network], frozen: Mapping[str, Network]) -> None:
         """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
@@ -135,12 +138,12 @@ class CoTraining(Objective):
 
     # --- forward
 
-    def _trace(self, role: str, read: Mapping[int, Vectors]) -> Traced:
+    def _trace(self, role: str, read: Read) -> Traced:
         """One network, with the share of its gradient that may reach what others share."""
         network, share = self.networks()[role], self.gradient_to_shared.get(role, 1.0)
 
         def vectors(embedding: Embedding) -> Vectors:
-            given = read[id(embedding)]
+            given = read(embedding)
             if share == 1.0 or not self._is_shared(embedding):
                 return given
             return Vectors(
@@ -159,8 +162,7 @@ class CoTraining(Objective):
         return sum(embedding in network.embeddings for network in self.networks().values()) > 1
 
     def _traces(self, batch: Batch, roles: Sequence[str]) -> dict[str, Traced]:
-        embeddings = {id(e): e for role in roles for e in self.networks()[role].embeddings}
-        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
+        read = read_embeddings([self.networks()[role] for role in roles], batch)
         return {role: self._trace(role, read) for role in roles}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
@@ -240,7 +242,7 @@ class CoTraining(Objective):
         """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
-            student_B = single_logit(self.towers[_auxiliary(lesson.student)], traces[lesson.student].hidden[-1])
+            student_B = single_logit(self.towers[part_name(lesson.student, _HEAD)], traces[lesson.student].hidden[-1])
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
@@ -283,7 +285,7 @@ class CoTraining(Objective):
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]
         teacher_BH = traces[hint.teacher].hidden[hint.teacher_layer].detach()
-        projection = f"{hint.student}-projection-{index}"
+        projection = part_name(hint.student, f"projection-{index}")
         if projection in self.towers:
             student_BH = self.towers[projection](student_BH)
         return hint.weight * LAYER_LOSSES[hint.loss](student_BH, teacher_BH)
@@ -315,7 +317,3 @@ def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:
         role: [name for name, parameter in network.tower.named_parameters() if holders[id(parameter)] > 1]
         for role, network in networks.items()
     }
-
-
-def _auxiliary(role: str) -> str:
-    return f"{role}-auxiliary"

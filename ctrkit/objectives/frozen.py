@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctrkit.data.batch import Batch
-from ctrkit.nn.network import Network
+from ctrkit.nn.network import Network, read_embeddings
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ class Frozen(nn.Module):
     def traces(self, batch: Batch) -> dict[str, Traced]:
         """What they make of a batch."""
         members = self.networks()
-        embeddings = {id(e): e for network in members.values() for e in network.embeddings}
-        read = {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
-        given = {name: network.vectors(lambda e: read[id(e)]) for name, network in members.items()}
+        read = read_embeddings(members.values(), batch)
+        given = {name: network.vectors(read) for name, network in members.items()}
         return {
             name: Traced(*network.tower.trace(given[name].x_BX, given[name].lists)) for name, network in members.items()
         }

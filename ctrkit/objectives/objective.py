@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
+from ctrkit.names import MEAN, tower_name
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mean import mean_network
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Tower
-
-MEAN = "mean"
 
 
 class Objective(nn.Module, ABC):
@@ -48,7 +47,7 @@ class Objective(nn.Module, ABC):
         self.embeddings = nn.ModuleList(
             {id(e): e for network in networks.values() for e in network.embeddings}.values()
         )
-        own = {role or "tower": network.tower for role, network in networks.items()}
+        own = {tower_name(role): network.tower for role, network in networks.items()}
         self.towers = nn.ModuleDict()
         for name, tower in (own if towers is None else dict(towers)).items():
             if hasattr(self.towers, name):
@@ -83,7 +82,7 @@ class Objective(nn.Module, ABC):
 
     def tower_name(self, role: str) -> str:
         """Name in `towers` of what a network's tower is, or is a view of."""
-        return role or "tower"
+        return tower_name(role)
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
         """Measure what training leaves unknown, on `calibration_rows` of its rows, before an evaluation."""

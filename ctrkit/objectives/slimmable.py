@@ -9,18 +9,15 @@ from torch import Tensor
 
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss, mean_probability, soft_bce
+from ctrkit.names import SLIMMABLE
 from ctrkit.nn.calibration import calibrate_widths
 from ctrkit.nn.embedding import Embedding
-from ctrkit.nn.network import Network
+from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP, Widths
-from ctrkit.nn.tower import Vectors
 from ctrkit.objectives.hint import Hint
 from ctrkit.objectives.objective import Objective, scaled
 
 Sampling = Literal["sandwich", "list", "random"]
-
-SLIMMABLE = "slimmable"
-"""Name of the tower among the objective's."""
 
 
 class Slimmable(Objective):
@@ -150,8 +147,8 @@ class Slimmable(Objective):
 
     def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """Of the widths, and of the boosters."""
-        read = self._read(batch, list(self.networks()))
-        widest_B, *narrower = self._logits(read[id(self._embedding)].x_BX, self.step_widths(step))
+        read = read_embeddings(self.networks().values(), batch)
+        widest_B, *narrower = self._logits(read(self._embedding).x_BX, self.step_widths(step))
         scale = 1 / (1 + self.label_weight * self.narrow_to_tables * len(narrower))
         found = {"widest": self._label_loss(widest_B, batch) * scale}
         if narrower:
@@ -188,22 +185,18 @@ class Slimmable(Objective):
     def _embedding(self) -> Embedding:
         return self.inference_model().embedding
 
-    def _read(self, batch: Batch, roles: Iterable[str]) -> dict[int, Vectors]:
-        embeddings = {id(e): e for role in roles for e in self.networks()[role].embeddings}
-        return {key: embedding.vectors(batch) for key, embedding in embeddings.items()}
-
-    def _booster_logits(self, read: Mapping[int, Vectors]) -> dict[str, Tensor]:
+    def _booster_logits(self, read: Read) -> dict[str, Tensor]:
         return {role: self._logit(role, read) for role in self.boosters}
 
-    def _logit(self, role: str, read: Mapping[int, Vectors]) -> Tensor:
+    def _logit(self, role: str, read: Read) -> Tensor:
         network = self.networks()[role]
-        given = network.vectors(lambda embedding: read[id(embedding)])
+        given = network.vectors(read)
         logit_B: Tensor = network.tower(given.x_BX, given.lists)
         return logit_B
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """Of every width in `widths` and of the boosters, from one look-up."""
-        read = self._read(batch, list(self.networks()))
+        read = read_embeddings(self.networks().values(), batch)
         return {role: self._logit(role, read) for role in self.networks()}
 
     @torch.no_grad()

@@ -5,64 +5,26 @@
                             .metadata, *.distcp
                                             the tensors, in the format of torch.distributed.checkpoint
 
-Tensors are stored in chunks of rows, so that saving and loading need little memory beside them, however large one is.
-
 `.metadata` is a pickle, which torch reads without a question: a checkpoint is to be trusted as code is.
 """
 
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import (
-    DEFAULT_SUFFIX,
-    FileSystem,
-    FileSystemReader,
-    FileSystemWriter,
-    _StorageInfo,
-)
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    SavePlan,
-    SavePlanner,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from ctrkit.atomic import sync
 from ctrkit.errors import UserError
 from ctrkit.training.ranks import Ranks
-
-CHUNK_BYTES = 64 << 20
-"""Largest part of a tensor that is copied at once."""
+from ctrkit.training.stored_tensors import StoredTensors
+from ctrkit.training.tensor_writer import write_tensors
 
 _MANIFEST, _VALUES = "manifest.json", "values.json"
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
@@ -77,14 +39,6 @@ class Found:
     values: dict[str, Any]
     is_best: bool
     """Whether it was the best so far when it was saved."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """What a checkpoint says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class Checkpoints:
@@ -130,7 +84,7 @@ class Checkpoints:
         """
         new, target = self.ranks.on_first(lambda: self._begin(step))
         try:
-            written = self.ranks.on_each(lambda: _write(new, tensors, self.ranks))
+            written = self.ranks.on_each(lambda: write_tensors(new, tensors, self.ranks))
             files = {name: entry for each in written for name, entry in each.items()}
             self.ranks.on_first(lambda: _complete(new, target, files, step, values, best))
         finally:
@@ -151,7 +105,7 @@ class Checkpoints:
         """The newest whole checkpoint that was saved as the best."""
         return next((found for found in self.all() if found.is_best), None)
 
-    def open(self, found: Found) -> "StoredTensors":
+    def open(self, found: Found) -> StoredTensors:
         """Its tensors, after every byte of it has been checked.
 
         Raises:
@@ -226,298 +180,7 @@ class Checkpoints:
             _remove(path)
 
 
-class StoredTensors:
-    """The tensors of one checkpoint; each process reads by itself what it needs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def _metadata(self) -> Metadata:
-        return FileSystemReader(self.path).read_metadata()
-
-    @property
-    def _stored(self) -> Mapping[str, TensorStorageMetadata]:
-        return cast(Mapping[str, TensorStorageMetadata], self._metadata.state_dict_metadata)
-
-    @cached_property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Shape and type of each tensor, by name."""
-        return {name: TensorSpec(tuple(each.size), each.properties.dtype) for name, each in self._stored.items()}
-
-    def load(self, tensors: Mapping[str, Tensor], *, partial: bool = False) -> None:
-        """Fill tensors in place, bit for bit: plain ones, views of others, or the shards of a `ShardedTensor` here.
-
-        Args:
-            tensors: by name.
-            partial: the checkpoint may have others beside them.
-
-        Raises:
-            UserError: names, shapes or types are not those of the checkpoint.
-        """
-        self._check(tensors, partial)
-        self._read((name, offsets, local) for name, tensor in tensors.items() for offsets, local in _local(tensor))
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start to stop of a tensor, read by themselves."""
-        spec = self.specs[name]
-        rows = torch.empty(stop - start, *spec.shape[1:], dtype=spec.dtype)
-        self._read([(name, (start, *[0] * (rows.ndim - 1)), rows)])
-        return rows
-
-    def chunks(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """Rows of a tensor, some at a time, each with the place of the first one."""
-        spec = self.specs[name]
-        step = _chunk_rows(spec.shape, spec.dtype)
-        for start in range(0, spec.shape[0], step):
-            yield start, self.rows(name, start, min(start + step, spec.shape[0]))
-
-    def digest(self, names: Iterable[str]) -> str:
-        """`weights_digest` of some of the tensors, read a chunk at a time."""
-        digest = hashlib.sha256()
-        for name in sorted(names):
-            spec = self.specs[name]
-            digest.update(_header(name, spec))
-            if spec.shape:
-                for _, rows in self.chunks(name):
-                    digest.update(_bytes(rows))
-            else:
-                scalar = torch.empty((), dtype=spec.dtype)
-                self._read([(name, (), scalar)])
-                digest.update(_bytes(scalar))
-        return digest.hexdigest()
-
-    def _check(self, tensors: Mapping[str, Tensor], partial: bool) -> None:
-        specs = self.specs
-        missing, unasked = sorted(tensors.keys() - specs.keys()), sorted(specs.keys() - tensors.keys())
-        if missing:
-            raise UserError(f"{self.path}: the checkpoint has no tensor '{missing[0]}'{_more(missing)}")
-        if unasked and not partial:
-            raise UserError(f"{self.path}: this run has no tensor '{unasked[0]}'{_more(unasked)}, the checkpoint has")
-        for name, tensor in tensors.items():
-            spec, asked = specs[name], _spec(tensor)
-            if spec != asked:
-                raise UserError(
-                    f"{self.path}: tensor '{name}' is {_text(spec)} in the checkpoint and {_text(asked)} in this run"
-                )
-
-    def _read(self, wanted: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> None:
-        """Fill each tensor with the part of the named one that begins at the offsets."""
-        items, targets = [], {}
-        for name, offsets, target in wanted:
-            index = MetadataIndex(name, torch.Size(offsets))
-            chunk = ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=target.size())
-            found = create_read_items_for_chunk_list(name, self._stored[name], [chunk]) if target.numel() else []
-            if sum(math.prod(item.lengths) for item in found) != target.numel():
-                raise UserError(f"{self.path}: the checkpoint holds tensor '{name}' in part only")
-            items += found
-            targets[index] = target.detach()
-        reader = FileSystemReader(self.path)
-        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        reader.read_data(LoadPlan(items), _Targets(targets)).wait()
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and content: what identifies trained weights, whoever saved them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(_header(name, _spec(tensor)))
-        for _, piece in _chunks((0,) * tensor.ndim, tensor.detach()):
-            digest.update(_bytes(piece))
-    return digest.hexdigest()
-
-
-def _header(name: str, spec: TensorSpec) -> bytes:
-    return json.dumps([name, str(spec.dtype), spec.shape]).encode()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _spec(tensor: Tensor) -> TensorSpec:
-    if isinstance(tensor, ShardedTensor):
-        whole = tensor.metadata()
-        return TensorSpec(tuple(whole.size), whole.tensor_properties.dtype)
-    return TensorSpec(tuple(tensor.shape), tensor.dtype)
-
-
-def _text(spec: TensorSpec) -> str:
-    return f"{str(spec.dtype).removeprefix('torch.')} {list(spec.shape)}"
-
-
-def _more(names: list[str]) -> str:
-    return f" (nor {len(names) - 1} others)" if len(names) > 1 else ""
-
-
-# --- parts of tensors
-
-
-def _local(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """What this process holds of a tensor: where each part begins, and the part."""
-    if isinstance(tensor, ShardedTensor):
-        for shard in tensor.local_shards():
-            yield tuple(shard.metadata.shard_offsets), shard.tensor.detach()
-    else:
-        yield (0,) * tensor.ndim, tensor.detach()
-
-
-def _chunks(offsets: tuple[int, ...], tensor: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """Chunks of rows, none larger than CHUNK_BYTES unless one row is."""
-    if tensor.ndim == 0:
-        yield offsets, tensor
-        return
-    step = _chunk_rows(tensor.shape, tensor.dtype)
-    for start in range(0, len(tensor), step):
-        yield (offsets[0] + start, *offsets[1:]), tensor[start : start + step]
-
-
-def _chunk_rows(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return max(1, CHUNK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
-
-
-class _Chunked(DefaultSavePlanner):
-    """Plans a tensor's chunks one by one."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.chunks: dict[MetadataIndex, Tensor] = {}
-
-    def create_local_plan(self) -> SavePlan:
-        items = []
-        for name, tensor in self.state_dict.items():
-            shape = torch.Size(_spec(tensor).shape)
-            for at, part in _local(tensor):
-                # A part of no rows would begin where the next one does and be taken for it.
-                parts = _chunks(at, part) if part.numel() else [(at, part)] if 0 in shape else []
-                for offsets, chunk in parts:
-                    index = MetadataIndex(name, torch.Size(offsets))
-                    self.chunks[index] = chunk
-                    items.append(_write_item(index, chunk, shape))
-        self.plan = SavePlan(items)
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self.chunks[write_item.index]
-
-
-def _write_item(index: MetadataIndex, chunk: Tensor, size: torch.Size) -> WriteItem:
-    assert index.offset is not None
-    data = TensorWriteData(
-        chunk=ChunkStorageMetadata(offsets=index.offset, sizes=chunk.size()),
-        properties=TensorProperties.create_from_tensor(chunk),
-        size=size,
-    )
-    return WriteItem(index=index, type=WriteItemType.SHARD, tensor_data=data)
-
-
-class _Targets(DefaultLoadPlanner):
-    """Where read chunks go."""
-
-    def __init__(self, targets: Mapping[MetadataIndex, Tensor]) -> None:
-        super().__init__()
-        self.targets = targets
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        return self.targets[index]
-
-
 # --- files
-
-
-class _Summed:
-    """A file that is written once through, with size and checksum of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = self.checksum = 0
-
-    def write(self, content: Any) -> int:
-        self.checksum = zlib.crc32(content, self.checksum)
-        self.size += len(content)
-        return self.file.write(content)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def fileno(self) -> int:
-        return self.file.fileno()
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        return {"bytes": self.size, "crc32": f"{self.checksum:08x}"}
-
-
-class _SummedFiles(FileSystem):
-    """Keeps size and checksum of every file written."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, dict[str, Any]] = {}
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
-        assert mode == "wb"
-        with Path(path).open("wb") as file:
-            summed = _Summed(file)
-            try:
-                yield summed
-            except RuntimeError as error:  # torch's own, about its archive, hides what the system said
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
-        self.entries[Path(path).name] = summed.entry
-
-    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        super().rename(path, new_path)
-        self.entries[Path(new_path).name] = self.entries.pop(Path(path).name)
-
-
-class _Writer(FileSystemWriter):
-    """Writes a chunk after the other; torch's own holds on to a copy of one of each tensor."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.directory = path
-        self.fs = self.files = _SummedFiles()
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
-        results = []
-        with self.files.create_stream(self.directory / name, "wb") as file:
-            for item in plan.items:
-                start = file.tell()
-                torch.save(_alone(cast(Tensor, planner.resolve_data(item))), file)
-                length = file.tell() - start
-                results.append(WriteResult(item.index, length, _StorageInfo(name, start, length)))
-            file.flush()
-            os.fsync(file.fileno())
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
-
-
-def _alone(chunk: Tensor) -> Tensor:
-    """A chunk by itself, in its place: of a view, torch would save all that it is a view of."""
-    chunk = chunk.cpu().contiguous()
-    start = chunk.storage_offset() * chunk.itemsize
-    memory: torch.UntypedStorage = chunk.untyped_storage()[start : start + chunk.nbytes]
-    return torch.empty(0, dtype=chunk.dtype).set_(memory, 0, chunk.size(), chunk.stride())
-
-
-def _write(new: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """Write this rank's part of the tensors; size and checksum of its files."""
-    writer = _Writer(new)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
-        try:
-            save(dict(tensors), storage_writer=writer, planner=_Chunked(), no_dist=ranks.size == 1)
-        except CheckpointException as failed:
-            error = min(failed.failures.items())[1][0]
-            raise error from None
-    return writer.files.entries
 
 
 def _complete(new: Path, target: Path, files: dict[str, Any], step: int, values: Mapping[str, Any], best: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-from ctrkit.errors import UserError
+from ctrkit.names import tower_name, tower_of
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.training import state
 from ctrkit.training.ranks import Ranks
@@ -23,20 +23,11 @@ class PeerRanks:
         objective: networks with tables of their own, as many as there are ranks; it is told which one is here.
         optimizers: of all its parameters.
         ranks: by rank, the objective's networks in order.
-
-    Raises:
-        UserError: another number of networks than of ranks, or networks that share something.
     """
 
     def __init__(self, objective: CoTraining, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks) -> None:
         networks = objective.networks()
-        if len(networks) != ranks.size:
-            raise UserError(
-                f"{len(networks)} peers over {ranks.size} processes: each process trains one, so start as many as peers"
-            )
-        held = [id(embedding) for network in networks.values() for embedding in network.embeddings]
-        if len(set(held)) < len(held) or objective.turns > 1:
-            raise UserError('peers over processes need share = "none" and updates = "together"')
+        assert len(networks) == ranks.size  # `ctrkit.builders.check` refuses others
         self._objective, self._optimizers, self._ranks = objective, optimizers, ranks
         objective.hold(list(networks)[ranks.rank], self._exchange)
 
@@ -54,7 +45,7 @@ class PeerRanks:
         index = {id(embedding): i for i, embedding in enumerate(objective.tables())}
         for rank, (role, network) in enumerate(objective.networks().items()):
             prefixes = tuple(f"tables.{index[id(embedding)]}." for embedding in network.embeddings)
-            prefixes += (f"towers.{role}.", f"towers.{role}-")
+            prefixes += tuple(f"towers.{name}." for name in objective.towers if tower_of(name) == tower_name(role))
             for name, value in tensors.items():
                 if name.startswith(prefixes):
                     assert isinstance(value, Tensor)

@@ -8,7 +8,8 @@ import torch
 
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
-from ctrkit.objectives.objective import MEAN, Objective
+from ctrkit.names import MEAN
+from ctrkit.objectives.objective import Objective
 from ctrkit.training.ranks import Ranks
 
 

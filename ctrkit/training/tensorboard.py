@@ -15,7 +15,9 @@ def tensorboard_writer(place: Path) -> Callable[[str, float, int], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("train.tensorboard needs the package tensorboard; install ctrkit[tensorboard]") from error
+        raise UserError(
+            "train.tensorboard needs the package tensorboard; pip install '.[tensorboard]' in the clone of ctrkit"
+        ) from error
     writer = SummaryWriter(str(place / "tensorboard"))
 
     def write(tag: str, value: float, step: int) -> None:

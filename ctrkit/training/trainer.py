@@ -20,11 +20,12 @@ from ctrkit.errors import UserError
 from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
-from ctrkit.training.checkpoints import Checkpoints, Found, StoredTensors
+from ctrkit.training.checkpoints import Checkpoints, Found
 from ctrkit.training.gradient_norms import table_gradient_norms
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.progress import Progress, RunningLosses
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.stored_tensors import StoredTensors
 
 CHECKPOINTS = "checkpoints"
 """Folder of a training's checkpoints in its directory."""

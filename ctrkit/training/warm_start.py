@@ -26,8 +26,9 @@ from ctrkit.objectives.objective import Objective
 from ctrkit.raw_values import Int64Array
 from ctrkit.schema import Schema, table_of
 from ctrkit.tables import FIRST_ROW, UNSEEN, Buckets, Scaling, Table, Vocabulary
-from ctrkit.training.checkpoints import Checkpoints, StoredTensors, TensorSpec
+from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.stored_tensors import StoredTensors, TensorSpec
 from ctrkit.training.trainer import CHECKPOINTS
 
 ENCODING, START, _RESULT = "encoding", "warm_start.json", "result.json"

@@ -1,5 +1,6 @@
 """A bundle in ONNX Runtime: one user and N ads in, N click probabilities out."""
 
+import copy
 import math
 import threading
 from collections.abc import Mapping
@@ -50,6 +51,7 @@ class Scorer:
         """Names of the widths that requests may ask for, the widest first; empty in a bundle of one."""
         self._sessions = Sessions.load(bundle, int8=precision == "int8")
         self._narrow = {name: Sessions.load(bundle, int8=False, width=name) for name in self.widths[1:]}
+        self._at: str | None = None
         self._encoder = RequestEncoder(bundle.encoding, self.item_table, ignore_unknown=ignore_unknown)
         self._check = InputCheck(bundle.encoding)
         self._lock = threading.Lock()
@@ -105,6 +107,12 @@ class Scorer:
     def score_request(self, request: Request, *, width: Width | None = None) -> Float32Array:
         """Click probability of each ad of a request, float32 [N]; raises as `score` does."""
         return self.score(request.user, request.items, request.context, width=width)
+
+    def at(self, width: Width) -> Self:
+        """This scorer, its counts too, at a width unless a call names another one; raises as `score` does."""
+        found = copy.copy(self)
+        found._at = self._width(width)
+        return found
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -162,7 +170,7 @@ class Scorer:
 
     def run(self, feeds: Feeds, *, width: Width | None = None) -> Float32Array:
         """Click probabilities, float32 [N], of what `encode` gave, at a width."""
-        sessions = self._narrow.get(self._width(width) or "", self._sessions)
+        sessions = self._narrow.get(self._width(width) or self._at or "", self._sessions)
         if not all(map(len, feeds.values())):
             return np.zeros(0, np.float32)
         with denormals_as_zero():

@@ -195,8 +195,9 @@ def test_what_needs_users(tmp_path: Path) -> None:
 
 
 def test_options_of_predictions_are_refused_for_a_recipe(capsys: Capture, tmp_path: Path) -> None:
-    text = refused(capsys, tmp_path / "recipe.toml", "--slice", "position", "--intervals")
-    assert "recipe.toml is a recipe: --slice, --intervals go with a file or folder of predictions" in text
+    given = ("--slice", "position", "--intervals", "--resamples", "5", "--max-values", "50")
+    text = refused(capsys, tmp_path / "recipe.toml", *given)
+    assert "recipe.toml is a recipe: --slice, --intervals, --resamples go with a file or folder of predictions" in text
 
 
 def test_a_missing_package_is_named_with_its_extra(
@@ -206,7 +207,7 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     text = refused(capsys, path)
-    assert "install ctrkit[evaluate]" in text
+    assert "pip install '.[evaluate]' in the clone" in text
     assert "torch" not in text
 
 

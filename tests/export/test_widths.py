@@ -1,5 +1,6 @@
 """One bundle of several widths: each scores as in a bundle of its own, over tables that are there once."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from ctrkit.export.export import Rewrites
 from ctrkit.export.widths import Width
 from ctrkit.nn.network import Network
 from ctrkit.nn.slimmable import SlimmableMLP
+from ctrkit_serving.bench.command import add_options, bench_command
 from ctrkit_serving.score_file import score_file
 from ctrkit_serving.scorer import Scorer
 from tests import networks
@@ -97,6 +99,26 @@ def test_a_width_that_is_not_there(bundle: Bundle, alone: dict[str, Bundle], wid
         Scorer.load(bundle.directory).score_request(REQUESTS[0], width=width)
     with pytest.raises(UserError, match="the bundle has one, so a request names none"):
         Scorer.load(alone["1"].directory).score_request(REQUESTS[0], width=width)
+
+
+def test_a_scorer_at_a_width(bundle: Bundle) -> None:
+    scorer = Scorer.load(bundle.directory)
+    narrow = scorer.at("0.25")
+    for width, asked in ((None, "0.25"), ("0.5", "0.5"), (1, "1")):
+        np.testing.assert_array_equal(
+            narrow.score_request(REQUESTS[0], width=width), scorer.score_request(REQUESTS[0], width=asked)
+        )
+    assert narrow.counts == scorer.counts  # of both
+    with pytest.raises(UserError, match="width"):
+        scorer.at("0.3")
+
+
+def test_bench_measures_every_width(bundle: Bundle, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    found = bench_command(parser.parse_args([str(bundle.directory), "--repeats", "30", "--seconds", "0", "--ads", "5"]))
+    name = str(bundle.directory)
+    assert list(found["latency_ms"]) == [name, f"{name} width 0.5", f"{name} width 0.25"]
 
 
 def test_a_file_of_requests_at_a_width(bundle: Bundle, tmp_path: Path) -> None:

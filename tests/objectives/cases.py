@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ctrkit.data.batch import Batch
+from ctrkit.names import SLIMMABLE
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
@@ -29,7 +30,7 @@ from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.rocket_launching import Route, rocket_launching
-from ctrkit.objectives.slimmable import SLIMMABLE, Slimmable
+from ctrkit.objectives.slimmable import Slimmable
 from tests import networks
 
 Features = Mapping[str, Mapping[str, Any]]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.config_models import TrainConfig
+from ctrkit.data.batch import Batch
+from ctrkit.nn.embedding import Embedding
+from ctrkit.nn.tower import Vectors
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import state
@@ -54,6 +57,19 @@ def test_losses_are_finite_and_unreduced(case: Case) -> None:
         assert loss_B.isfinite().all()
         assert (loss_B >= 0).all()
         assert len(set(loss_B.tolist())) > 32  # one value an impression, not a mean spread over them
+
+
+@every_objective
+def test_logits_look_every_embedding_up_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, read, vectors = case.make(), list[Embedding](), Embedding.vectors
+
+    def watched(self: Embedding, batch: Batch) -> Vectors:
+        read.append(self)
+        return vectors(self, batch)
+
+    monkeypatch.setattr(Embedding, "vectors", watched)
+    objective.logits(case.batch())
+    assert sorted(map(id, read)) == sorted(map(id, objective.tables()))
 
 
 @every_objective

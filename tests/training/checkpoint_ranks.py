@@ -21,7 +21,7 @@ from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetada
 from torch.distributed._shard.sharded_tensor.shard import Shard
 
 from ctrkit.errors import UserError
-from ctrkit.training import checkpoints
+from ctrkit.training import stored_tensors, tensor_writer
 from ctrkit.training.checkpoints import Checkpoints
 
 Box = tuple[int, tuple[int, int], tuple[int, int]]
@@ -118,7 +118,7 @@ def fail(directory: Path, rank: int, size: int) -> Any:
         def full(*_: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        setattr(checkpoints._Summed, "write", full)  # noqa: B010
+        setattr(tensor_writer._Summed, "write", full)  # noqa: B010
     try:
         store.save(2, tensors(rank, size), {}, best=True)
     except OSError as error:
@@ -147,7 +147,7 @@ def on_ranks(size: int, place: Path, work: Callable[[Path, int, int], Any]) -> l
         if child == 0:
             try:
                 torch.set_num_threads(1)
-                setattr(checkpoints, "CHUNK_BYTES", 48)  # noqa: B010  # three rows of the tables
+                setattr(stored_tensors, "CHUNK_BYTES", 48)  # noqa: B010  # three rows of the tables
                 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
                 os.write(writer, json.dumps(work(place, rank, size)).encode())
                 distributed.barrier()

@@ -20,7 +20,7 @@ import torch
 
 from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
-from ctrkit.training import checkpoints
+from ctrkit.training import checkpoints, tensor_writer
 from ctrkit.training.trainer import CHECKPOINTS, Trainer
 from tests.training import small_run
 
@@ -55,7 +55,7 @@ def die_at(place: str | None, number: int) -> Callable[[], None]:
     def write_half(writer: Any, *_: Any) -> None:
         (writer.directory / "__0_0.distcp").write_bytes(b"half of it")
 
-    before(checkpoints._Writer, "write_data", "tensors", write_half)
+    before(tensor_writer._Writer, "write_data", "tensors", write_half)
     before(checkpoints, "_complete", "manifest")
     before(checkpoints.Checkpoints, "_remove_superseded", "removal")
     before(Trainer, "_write_history", "metrics")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ctrkit.errors import UserError
-from ctrkit.training import checkpoints
-from ctrkit.training.checkpoints import Checkpoints, StoredTensors, TensorSpec, weights_digest
+from ctrkit.training import stored_tensors
+from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.stored_tensors import StoredTensors, TensorSpec, weights_digest
 from tests.training import checkpoint_ranks
 
 
@@ -58,7 +59,7 @@ def steps(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("chunk", [24, 64 << 20])
 def test_every_bit_and_value_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(stored_tensors, "CHUNK_BYTES", chunk)
     values = {"seconds": 0.1 + 0.2, "history": [{"gauc": None, "step": 1}], "best": float("inf"), "ключ": "é"}
     store, saved = Checkpoints(tmp_path / "run"), tensors()
     store.save(123, saved, values, best=False)
@@ -112,7 +113,7 @@ def test_tensors_on_a_gpu_are_those_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 50), (0, 1), (7, 23), (49, 50), (5, 5)])
 def test_rows_are_read_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, stop: int) -> None:
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 7 * 12)
+    monkeypatch.setattr(stored_tensors, "CHUNK_BYTES", 7 * 12)
     store, weight = Checkpoints(tmp_path), torch.randn(50, 3)
     stored = store.open(store.save(1, {"w": weight}, {}, best=True))
     assert torch.equal(stored.rows("w", start, stop), weight[start:stop])
@@ -276,7 +277,7 @@ def test_the_digest_is_of_names_types_shapes_and_content(tmp_path: Path, monkeyp
         {**weights, "b": weights["b"] + torch.tensor([[0, 0], [0, 0], [0, 1e-6]])},
     ]
     assert len({weights_digest(other) for other in others} | {expected}) == len(others) + 1
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 9)
+    monkeypatch.setattr(stored_tensors, "CHUNK_BYTES", 9)
     assert weights_digest(weights) == expected
     store = Checkpoints(tmp_path)
     found = store.save(1, {**weights, "moments": torch.ones(3, 4)}, {"seconds": 1.0}, best=True)

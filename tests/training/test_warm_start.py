@@ -24,7 +24,7 @@ from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.raw_values import RawType, typed_array
 from ctrkit.schema import Schema
-from ctrkit.training import checkpoints, state
+from ctrkit.training import state, stored_tensors
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.warm_start import Source, TableStart, start_identity, tower_inputs, warm_start
 from tests import networks
@@ -159,7 +159,7 @@ def batch(encoded: Encoding, impressions: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def test_rows_follow_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "CHUNK_BYTES", 48)  # three rows
+    monkeypatch.setattr(stored_tensors, "CHUNK_BYTES", 48)  # three rows
     first = encoding()
     old = objective(first, 1)
     new = encoding(known=tables(item=vocabulary(5, 10, 25, 30, 40, 50), user=vocabulary(3)))

@@ -27,7 +27,7 @@ _Result = dict[str, Any]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ctrkit bench`."""
-    parser.add_argument("bundle", type=Path, nargs="+", help="bundle directories")
+    parser.add_argument("bundle", type=Path, nargs="+", help="bundle directories; of several widths each is measured")
     parser.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
     sizes = "ads a request: a number, a range (100-1000), or log for as many as the requests have (default: 400)"
     parser.add_argument("--ads", type=_ads, default="400", help=sizes)
@@ -68,7 +68,10 @@ def bench_command(options: argparse.Namespace) -> _Result:
     from ctrkit_serving.scorer import Scorer
 
     machine = fingerprint()
-    scorers = {str(path): Scorer.load(path, precision=options.precision) for path in options.bundle}
+    scorers = {}
+    for path in options.bundle:
+        scorers[str(path)] = scorer = Scorer.load(path, precision=options.precision)
+        scorers |= {f"{path} width {width}": scorer.at(width) for width in scorer.widths[1:]}
     first = next(iter(scorers.values()))
     golden = list(first.bundle.golden.requests)
     requests = list(islice(read_requests(options.requests), 1000)) if options.requests else golden

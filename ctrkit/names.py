@@ -1,0 +1,21 @@
+"""Names that a recipe, the objective made of it, its optimizers and its checkpoints agree on."""
+
+MEAN = "mean"
+"""Role of the mean of a model's networks."""
+SLIMMABLE = "slimmable"
+"""The tower that networks of every width are views of."""
+
+
+def tower_name(role: str) -> str:
+    """Of a network's tower; a network without others has no role."""
+    return role or "tower"
+
+
+def part_name(role: str, part: str) -> str:
+    """Of what is trained with a network's tower and does not serve: an auxiliary head, a projection."""
+    return f"{role}-{part}"
+
+
+def tower_of(name: str) -> str:
+    """Name of the tower that a tower, or such a part of one, belongs to."""
+    return tower_name(name.partition("-")[0])
