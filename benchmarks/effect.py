@@ -27,7 +27,7 @@ from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, Scores, picture
 from benchmarks.report import arguments, emit, table
 from ctrkit.atomic import read_json, write_json
-from ctrkit.config import as_dict, load_recipe, network_name
+from ctrkit.config.recipe import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
 from ctrkit.evaluation.plots import draw_differences, save
 from ctrkit.metrics import METRICS

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ctrkit.config import Recipe, load_recipe
-from ctrkit.config_errors import explain
+from ctrkit.config.errors import explain
+from ctrkit.config.recipe import Recipe, load_recipe
 from ctrkit.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctrkit.config import network_name
+from ctrkit.config.recipe import network_name
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
 from ctrkit.metrics import bootstrap_intervals, paired_bootstrap, share_of_gap
 from ctrkit.metrics.bootstrap import Difference, Interval

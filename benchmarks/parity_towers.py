@@ -8,7 +8,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.builders.networks import attended_lists, build_embedding
-from ctrkit.config import EmbeddingConfig
+from ctrkit.config.recipe import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Vocabulary
 from ctrkit.graph import SIDES, Feeds, side_features

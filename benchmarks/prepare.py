@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.report import arguments, emit, table
-from ctrkit.config_data import DataConfig, SplitByTime
+from ctrkit.config.data import DataConfig, SplitByTime
 from ctrkit.data.prepare import prepare
 from ctrkit.raw_values import mix
 from ctrkit.schema import Schema

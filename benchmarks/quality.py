@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.reference import reference
 from benchmarks.report import arguments, emit, table
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.run import Run
 from ctrkit.summary import gap_closed

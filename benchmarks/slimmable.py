@@ -28,7 +28,7 @@ from benchmarks.report import arguments, emit, table
 from benchmarks.slimmable_costs import budgets, step_cost
 from benchmarks.slimmable_models import BETWEEN, WIDTHS, Plan, networks
 from ctrkit.atomic import atomic_file, read_json, write_json
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 from ctrkit.data.columns import GROUP, LABEL
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
@@ -37,9 +37,9 @@ from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.run import Run
-from ctrkit.slim import Slim
-from ctrkit.towers_timed import side_by_side
-from ctrkit.training.autoslim import within
+from ctrkit.slimming.autoslim import within
+from ctrkit.slimming.slim import Slim
+from ctrkit.slimming.timing import side_by_side
 from ctrkit.training.predict import predict
 
 PARTS = ("main", "ablations", "autoslim", "frontier", "budgets")

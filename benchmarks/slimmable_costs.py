@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from benchmarks.report import table
-from ctrkit.budget import Budget
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config import Recipe
+from ctrkit.config.recipe import Recipe
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.run import Run
-from ctrkit.slim import Slim
-from ctrkit.towers_timed import measured_again
+from ctrkit.slimming.budget import Budget
+from ctrkit.slimming.slim import Slim
+from ctrkit.slimming.timing import measured_again
 
 _STEPS = 60
 """Steps of each model that are timed, turn and turn about."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ctrkit.config import Recipe, as_dict
-from ctrkit.config_models import SlimmableConfig
+from ctrkit.config.models import SlimmableConfig
+from ctrkit.config.recipe import Recipe, as_dict
 from ctrkit.errors import UserError
 from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.mlp import MLP

@@ -24,8 +24,8 @@ from benchmarks.training_steps import (
     make_batches,
     own_steps,
 )
-from ctrkit.config import Recipe
-from ctrkit.config_data import DataConfig
+from ctrkit.config.data import DataConfig
+from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.columns import LABEL
 from ctrkit.data.loader import Loader

@@ -25,7 +25,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config import Recipe
+from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.training.ranks import Ranks

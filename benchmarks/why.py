@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.effect import HERE, QUICK, open_run
 from benchmarks.effect_methods import Experiment
 from benchmarks.report import arguments, emit, table
-from ctrkit.config import load_recipe, network_name
+from ctrkit.config.recipe import load_recipe, network_name
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ctrkit
 from ctrkit.atomic import atomic_file
-from ctrkit.config import Recipe, load_recipe, read_recipe
+from ctrkit.config.recipe import Recipe, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit_serving.bench.command import add_options as add_bench_options
 from ctrkit_serving.server.command import add_options as add_serve_options
@@ -336,17 +336,17 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slim(options: argparse.Namespace) -> dict[str, Any]:
-    from ctrkit.budget import Budget
     from ctrkit.bundle import bundle_place
+    from ctrkit.slimming.budget import Budget
 
     budget = None if options.budget is None else Budget.parse(options.budget)
     place = bundle_place(options.out or options.run / "slim" / ("widths" if budget is None else "bundle"))
     run = _run_in(options, read_recipe(options.run / "recipe.json"), options.run)
-    from ctrkit.slim import Slim
+    from ctrkit.slimming.slim import Slim
 
     slim = Slim(run, options.model)
     if budget is None:
-        from ctrkit.slim_widths import export_widths
+        from ctrkit.slimming.several_widths import export_widths
 
         result = export_widths(slim, options.widths, place)
         lines = [

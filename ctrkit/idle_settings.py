@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from ctrkit.config import Recipe
+from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
 

@@ -10,7 +10,7 @@ import torch
 from ctrkit.builders.check import untrained_teachers
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config import Recipe
+from ctrkit.config.recipe import Recipe
 from ctrkit.errors import UserError
 from ctrkit.schema import SequenceFeature
 from ctrkit.training.ranks import Ranks

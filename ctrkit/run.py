@@ -24,8 +24,8 @@ import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.builders.check import check_networks
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import BEST, Recipe, as_dict, network_name, serving_dict
-from ctrkit.config_models import EnsembleConfig, PointwiseConfig
+from ctrkit.config.models import EnsembleConfig, PointwiseConfig
+from ctrkit.config.recipe import BEST, Recipe, as_dict, network_name, serving_dict
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.data.prepare import fingerprint as data_fingerprint

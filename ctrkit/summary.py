@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config import BEST, Recipe, network_name
-from ctrkit.config_models import DistillationConfig, PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.models import DistillationConfig, PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.recipe import BEST, Recipe, network_name
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.bench.machine import processor
 from ctrkit_serving.latency import measure

@@ -13,8 +13,8 @@ from ctrkit.atomic import atomic_directory, read_json, write_json
 from ctrkit.builders.check import check_networks, peers_apart
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config import Recipe
-from ctrkit.config_models import TrainConfig
+from ctrkit.config.models import TrainConfig
+from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
@@ -29,12 +29,12 @@ from ctrkit.objectives.hint import MEASURED_STEPS
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
-from ctrkit.training.autoslim import start_from_slice
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.slice_start import start_from_slice
 from ctrkit.training.tensorboard import tensorboard_writer
 from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monitor
 from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start

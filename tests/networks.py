@@ -8,7 +8,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.builders.networks import build_embedding
-from ctrkit.config import EmbeddingConfig
+from ctrkit.config.recipe import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import MLP

@@ -10,8 +10,8 @@ from torch import nn
 from ctrkit.builders.networks import build_embedding, build_tower
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor, tower_rates
-from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig
-from ctrkit.config_models import Model, TrainConfig
+from ctrkit.config.models import Model, TrainConfig
+from ctrkit.config.recipe import EmbeddingConfig, Recipe, TowerConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.pointwise import Pointwise

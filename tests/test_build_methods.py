@@ -10,7 +10,7 @@ from ctrkit import memory
 from ctrkit.builders.check import check_networks
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config import Recipe
+from ctrkit.config.recipe import Recipe
 from ctrkit.errors import UserError
 from ctrkit.export.plain_network import PlainNetwork, graph_inputs
 from ctrkit.losses import binary_cross_entropy, kl_divergence, logit_mse

@@ -17,7 +17,7 @@ import ctrkit
 from ctrkit import cli
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
 

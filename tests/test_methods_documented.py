@@ -4,8 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from ctrkit.config import Recipe
-from ctrkit.config_models import CoTrainingConfig, SlimmableConfig
+from ctrkit.config.models import CoTrainingConfig, SlimmableConfig
+from ctrkit.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from ctrkit.builders.objective import build_objective
 from ctrkit.bundle import Bundle
-from ctrkit.config import Recipe, load_recipe
+from ctrkit.config.recipe import Recipe, load_recipe
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.nn.network import Network

@@ -6,8 +6,8 @@ import pytest
 
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config import load_recipe
-from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.models import PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.recipe import load_recipe
 from ctrkit.data.adapters.registry import ADAPTERS
 
 FOLDER = Path(__file__).parents[1] / "pipelines"

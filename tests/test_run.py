@@ -19,7 +19,7 @@ import torch
 
 from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
-from ctrkit.config import Recipe, load_recipe, network_name
+from ctrkit.config.recipe import Recipe, load_recipe, network_name
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError

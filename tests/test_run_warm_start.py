@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.encoding import FIRST_ROW, Vocabulary
 from ctrkit.errors import UserError

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 
 from ctrkit.builders.objective import build_objective
-from ctrkit.config import Recipe
-from ctrkit.config_models import MutualLearningConfig
+from ctrkit.config.models import MutualLearningConfig
+from ctrkit.config.recipe import Recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ctrkit.config import EmbeddingConfig, Recipe, TowerConfig
+from ctrkit.config.recipe import EmbeddingConfig, Recipe, TowerConfig
 from ctrkit.data.crossing import Crossing
 from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.embedding import Embedding, TableConfig

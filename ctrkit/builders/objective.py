@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ctrkit.builders.networks import Networks
-from ctrkit.config import Recipe
-from ctrkit.config_models import (
+from ctrkit.config.models import (
     CoTrainingConfig,
     DistillationConfig,
     EnsembleConfig,
@@ -17,6 +16,7 @@ from ctrkit.config_models import (
     RocketLaunchingConfig,
     SlimmableConfig,
 )
+from ctrkit.config.recipe import Recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.config_data import SplitByFiles
+from ctrkit.config.data import SplitByFiles
 from ctrkit.data import naming
 from ctrkit.data.column_profile import (
     Profile,

@@ -9,7 +9,7 @@ from typing import Any
 
 import ctrkit
 from ctrkit.atomic import atomic_directory
-from ctrkit.config_data import DataConfig, SplitByFiles, SyntheticLog
+from ctrkit.config.data import DataConfig, SplitByFiles, SyntheticLog
 from ctrkit.data import synthetic
 from ctrkit.data.adapters import registry
 from ctrkit.data.locate import exists, find_files

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ctrkit.atomic import atomic_directory
-from ctrkit.config_data import DataConfig
+from ctrkit.config.data import DataConfig
 from ctrkit.data.columns import GROUP, LABEL, TEACHER, check_columns, special_columns
 from ctrkit.data.encode import encode_feature
 from ctrkit.data.fit import Fitted, fit, worker_threads

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "pipelines"
 

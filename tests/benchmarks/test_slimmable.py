@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import slimmable
 from benchmarks.slimmable_models import WIDTHS, Plan, _as_slimmable
-from ctrkit.config import load_recipe
-from ctrkit.config_models import PointwiseConfig, SlimmableConfig
+from ctrkit.config.models import PointwiseConfig, SlimmableConfig
+from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.slimmable import SlimmableMLP
 from tests import networks, small_recipe

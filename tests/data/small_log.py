@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctrkit.config_data import DataConfig
+from ctrkit.config.data import DataConfig
 from ctrkit.schema import Schema
 
 FEATURES: dict[str, dict[str, Any]] = {

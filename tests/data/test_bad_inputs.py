@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ctrkit.config import load_recipe
-from ctrkit.config_data import DataConfig
+from ctrkit.config.data import DataConfig
+from ctrkit.config.recipe import load_recipe
 from ctrkit.data.prepare import prepare
 from ctrkit.errors import UserError
 from ctrkit.schema import Schema

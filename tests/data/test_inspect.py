@@ -8,7 +8,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from ctrkit.config import Recipe, load_recipe
+from ctrkit.config.recipe import Recipe, load_recipe
 from ctrkit.data import naming
 from ctrkit.data.column_profile import auc, depends_on
 from ctrkit.data.inspect import Inspection, _train_settings, inspect_log

@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.builders.networks import attended_lists, build_embedding, build_tower
 from ctrkit.bundle import MODEL, WEIGHTS
-from ctrkit.config import EmbeddingConfig, TowerConfig
+from ctrkit.config.recipe import EmbeddingConfig, TowerConfig
 from ctrkit.data.batch import Batch
 from ctrkit.export.from_torch import network_arrays
 from ctrkit.export.parity import Arrays, Graph, TwoGraphs

@@ -9,7 +9,7 @@ import torch
 
 from ctrkit.builders.networks import attended_lists, build_tower
 from ctrkit.bundle import Bundle
-from ctrkit.config import TowerConfig
+from ctrkit.config.recipe import TowerConfig
 from ctrkit.encoding import Counts
 from ctrkit.errors import UserError
 from ctrkit.export.export import Rewrites

@@ -15,7 +15,7 @@ import torch
 
 from ctrkit.builders.networks import build_embedding
 from ctrkit.bundle import MANIFEST, Bundle
-from ctrkit.config import EmbeddingConfig
+from ctrkit.config.recipe import EmbeddingConfig
 from ctrkit.errors import UserError
 from ctrkit.export import from_torch
 from ctrkit.export import widths as widths_module

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrkit.builders.networks import attended_lists, build_tower
-from ctrkit.config import TowerConfig
+from ctrkit.config.recipe import TowerConfig
 from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.network import Network

@@ -1,7 +1,7 @@
 """What is broken in other implementations of these methods must not be broken here.
 
 Rocket Launching's own code: flags of type bool take "False" for true, so its ablations never ran
-    test_recipe_methods.test_problems_are_named (auxiliary_head, privileged, route), and each route differs from the
+    test_methods.test_problems_are_named (auxiliary_head, privileged, route), and each route differs from the
     others: test_contract.test_gradients_reach_exactly_the_declared_parameters
 XDL: light and booster share no table
     test_contract.test_networks_share_what_they_are_said_to_share
@@ -45,7 +45,7 @@ import torch
 
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config_models import TrainConfig
+from ctrkit.config.models import TrainConfig
 from ctrkit.nn.network import Network
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.training.progress import RunningLosses

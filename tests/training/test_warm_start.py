@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrkit.builders.networks import build_embedding
-from ctrkit.config import EmbeddingConfig
+from ctrkit.config.recipe import EmbeddingConfig
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Buckets, Encoding, HashBuckets, Scaling, Table, Vocabulary
 from ctrkit.errors import UserError

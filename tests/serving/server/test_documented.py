@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.server_bundles import publish
 from ctrkit.bundle import MODEL, WEIGHTS, Golden, write_bundle
-from ctrkit.config import load_recipe
+from ctrkit.config.recipe import load_recipe
 from ctrkit.encoding import Buckets, Encoding, HashBuckets
 from ctrkit.export.arrays import Layer, NetworkArrays, Reader
 from ctrkit.export.serving_graphs import write_model

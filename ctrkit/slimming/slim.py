@@ -8,22 +8,22 @@ from typing import Any
 import torch
 
 from ctrkit.atomic import atomic_directory, temporary_directory, write_json
-from ctrkit.budget import Budget
 from ctrkit.bundle import bundle_place
-from ctrkit.config_models import SlimmableConfig
+from ctrkit.config.models import SlimmableConfig
 from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
-from ctrkit.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.metrics.report import METRICS
 from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
-from ctrkit.towers_timed import BUSY, made, measured_again, side_by_side
+from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim
+from ctrkit.slimming.budget import Budget
+from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
+from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
-from ctrkit.training.autoslim import Channels, Step, WidthLosses, autoslim
 from ctrkit.training.predict import predict
 from ctrkit_serving.latency import Percentile
 

@@ -12,8 +12,6 @@ from ctrkit.losses import label_loss
 from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.slimmable import SlimmableMLP
-from ctrkit.objectives.objective import Objective
-from ctrkit.objectives.slimmable import Slimmable
 
 Channels = tuple[int, ...]
 
@@ -79,26 +77,6 @@ def _narrower(widths: Channels, layer: int, group: int, floor: Channels) -> Chan
 def within(path: Sequence[Step], budget: float) -> Step | None:
     """The first tower on the way that costs no more; None if even the last one costs more."""
     return next((step for step in path if step.cost <= budget), None)
-
-
-@torch.no_grad()
-def start_from_slice(objective: Objective, source: Slimmable, calibration: Iterable[Batch]) -> None:
-    """Give a network the tables of a slimmable model and its tower at the network's widths.
-
-    Args:
-        objective: of one network, whose tower is no wider; changed in place.
-        source: trained.
-        calibration: rows for batch norm; not looked at without.
-    """
-    network, embedding = objective.inference_model(), source.inference_model().embedding
-    sliced = source.tower.slice(network.tower.hidden_widths, statistics=False)
-    if source.tower.has_batch_norm:
-        calibrate(sliced, [embedding.vectors(batch).x_BX for batch in calibration])
-    network.tower.load_state_dict(sliced.state_dict())
-    tables = embedding.table_weights()
-    for part in network.embedding.parts():
-        rows = tables[part.table][part.first_row : part.first_row + part.rows]
-        part.rows_of(part.stack.detach()).copy_(rows)
 
 
 class WidthLosses:

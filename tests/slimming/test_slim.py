@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from ctrkit import slim, towers_timed
-from ctrkit.budget import Budget
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
-from ctrkit.config import as_dict, load_recipe, read_recipe
+from ctrkit.config.recipe import as_dict, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.nn.network import Network
 from ctrkit.request import read_requests
 from ctrkit.run import Run
-from ctrkit.slim import Candidate, Slim
-from ctrkit.slim_widths import export_widths
+from ctrkit.slimming import slim, timing
+from ctrkit.slimming.budget import Budget
+from ctrkit.slimming.several_widths import export_widths
+from ctrkit.slimming.slim import Candidate, Slim
 from ctrkit_serving.latency import Percentile
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -286,12 +286,12 @@ def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
 
 
 def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
-    found: dict[str, Any] = towers_timed.measured_again(
+    found: dict[str, Any] = timing.measured_again(
         finished_run / "bundle", run / "data" / "requests.jsonl", Budget("p50", 1.0, 5)
     )
     assert 0 < found["low"] <= found["value"] <= found["high"]
     with pytest.raises(UserError, match="cannot be measured"):
-        towers_timed.measured_again(run / "nothing", run / "nothing.jsonl", Budget("p50", 1.0, 5))
+        timing.measured_again(run / "nothing", run / "nothing.jsonl", Budget("p50", 1.0, 5))
 
 
 def test_measured_side_by_side(model: Slim) -> None:
@@ -308,18 +308,18 @@ def test_measured_side_by_side(model: Slim) -> None:
     ("p50", "p95", "expected"), [(0.4, 0.44, False), (0.4, 0.6, True), (0.4, None, False), (None, None, False)]
 )
 def test_a_busy_machine_is_seen_by_the_control_kernel(p50: float | None, p95: float | None, expected: bool) -> None:
-    assert towers_timed.busy({"p50": p50, "p95": p95}) is expected
+    assert timing.busy({"p50": p50, "p95": p95}) is expected
 
 
 def test_a_busy_machine_is_told(model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """At both measurements, once each; the bundle is what it would be."""
     said: list[str] = []
     monkeypatch.setattr(model.run, "say", said.append)
-    monkeypatch.setattr(towers_timed, "busy", lambda control: control["p50"] > 0)
+    monkeypatch.setattr(timing, "busy", lambda control: control["p50"] > 0)
     front = model.judged(model.uniform())[-1:]
     model.choose(Budget("p50", 1000.0, 5), tmp_path / "bundle", front)
-    assert said.count(f"  warning: {towers_timed.BUSY}") == 2
-    monkeypatch.setattr(towers_timed, "busy", lambda control: control["p50"] < 0)
+    assert said.count(f"  warning: {timing.BUSY}") == 2
+    monkeypatch.setattr(timing, "busy", lambda control: control["p50"] < 0)
     said.clear()
     model.choose(Budget("p50", 1000.0, 5), tmp_path / "bundle", front)
     assert not [line for line in said if "busy" in line]

@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ctrkit.config_data import DataConfig, Strict
-from ctrkit.config_errors import explain
-from ctrkit.config_models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
-from ctrkit.config_overrides import apply_override
+from ctrkit.config.data import DataConfig, Strict
+from ctrkit.config.errors import explain
+from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
+from ctrkit.config.overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.names import MEAN
 from ctrkit.schema import Feature, Schema

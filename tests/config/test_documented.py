@@ -8,31 +8,32 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from ctrkit import config, config_data, config_models, schema
-from ctrkit.config import Recipe
+from ctrkit import schema
+from ctrkit.config import data, models, recipe
+from ctrkit.config.recipe import Recipe
 
-DOCUMENTED = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
 
 SECTIONS: dict[type[BaseModel], str] = {
-    config.ColumnsConfig: "columns",
-    config.EmbeddingConfig: "embedding",
-    config.TowerConfig: "towers.NAME",
-    config.ExportConfig: "export",
-    config.BenchConfig: "bench",
-    config_data.DataConfig: "data",
-    config_data.SplitByFiles: "data.split",
-    config_data.SplitByColumn: "data.split",
-    config_data.SplitByTime: "data.split",
-    config_data.SplitAtRandom: "data.split",
-    config_data.SyntheticLog: "data.synthetic",
+    recipe.ColumnsConfig: "columns",
+    recipe.EmbeddingConfig: "embedding",
+    recipe.TowerConfig: "towers.NAME",
+    recipe.ExportConfig: "export",
+    recipe.BenchConfig: "bench",
+    data.DataConfig: "data",
+    data.SplitByFiles: "data.split",
+    data.SplitByColumn: "data.split",
+    data.SplitByTime: "data.split",
+    data.SplitAtRandom: "data.split",
+    data.SyntheticLog: "data.synthetic",
     schema.CategoricalFeature: "features.NAME",
     schema.SequenceFeature: "features.NAME",
     schema.DenseFeature: "features.NAME",
-    config_models.TrainConfig: "train",
-    config_models.HintConfig: "hint",
-    config_models.KlHintConfig: "hint",
-    config_models.LayerHintConfig: "layer_hints",
-    config_models.LessonConfig: "lessons",
+    models.TrainConfig: "train",
+    models.HintConfig: "hint",
+    models.KlHintConfig: "hint",
+    models.LayerHintConfig: "layer_hints",
+    models.LessonConfig: "lessons",
 }
 """What a row of the section begins with; a model's is its objective."""
 

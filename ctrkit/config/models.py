@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ctrkit.config_data import Count, Seed, Strict
+from ctrkit.config.data import Count, Seed, Strict
 from ctrkit.names import MEAN, SLIMMABLE, tower_name
 
 

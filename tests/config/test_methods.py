@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ctrkit.config import Recipe, load_recipe, serving_dict
+from ctrkit.config.recipe import Recipe, load_recipe, serving_dict
 from ctrkit.errors import UserError
 from tests import small_recipe
 

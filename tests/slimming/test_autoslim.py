@@ -11,7 +11,8 @@ from ctrkit.nn.calibration import calibrate
 from ctrkit.nn.slimmable import Norm, SlimmableMLP
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.slimmable import Slimmable
-from ctrkit.training.autoslim import Step, WidthLosses, autoslim, start_from_slice, within
+from ctrkit.slimming.autoslim import Step, WidthLosses, autoslim, within
+from ctrkit.training.slice_start import start_from_slice
 from tests import networks
 
 

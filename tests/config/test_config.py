@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ctrkit.config import Recipe, as_dict, load_recipe
-from ctrkit.config_models import PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.models import PointwiseConfig, RocketLaunchingConfig
+from ctrkit.config.recipe import Recipe, as_dict, load_recipe
 from ctrkit.errors import UserError
 from ctrkit.schema import DenseFeature, SequenceFeature
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ctrkit.measured_cost import MeasuredCost, drawn_widths, not_negative
+from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths, not_negative
 
 
 def test_latency_is_fitted_by_what_layers_write_and_multiply() -> None:

@@ -11,8 +11,8 @@ from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.widths import Width
 from ctrkit.manifest import MAX_WIDTHS
 from ctrkit.run import sha256
-from ctrkit.slim import Slim
-from ctrkit.training.autoslim import Channels
+from ctrkit.slimming.autoslim import Channels
+from ctrkit.slimming.slim import Slim
 
 
 def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, Any]:

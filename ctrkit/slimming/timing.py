@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ctrkit.atomic import temporary_directory
-from ctrkit.budget import Budget
 from ctrkit.errors import UserError
 from ctrkit.export.export import export_bundle
 from ctrkit.nn.network import Network
 from ctrkit.request import read_requests
 from ctrkit.run import Run
+from ctrkit.slimming.budget import Budget
 from ctrkit_serving.latency import Latency, measure
 from ctrkit_serving.scorer import Scorer
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctrkit.training.autoslim import Channels
+from ctrkit.slimming.autoslim import Channels
 
 
 class MeasuredCost:

@@ -1,0 +1,30 @@
+"""A tower that starts from a slice of a slimmable one: what AutoSlim found, to be tuned."""
+
+from collections.abc import Iterable
+
+import torch
+
+from ctrkit.data.batch import Batch
+from ctrkit.nn.calibration import calibrate
+from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.slimmable import Slimmable
+
+
+@torch.no_grad()
+def start_from_slice(objective: Objective, source: Slimmable, calibration: Iterable[Batch]) -> None:
+    """Give a network the tables of a slimmable model and its tower at the network's widths.
+
+    Args:
+        objective: of one network, whose tower is no wider; changed in place.
+        source: trained.
+        calibration: rows for batch norm; not looked at without.
+    """
+    network, embedding = objective.inference_model(), source.inference_model().embedding
+    sliced = source.tower.slice(network.tower.hidden_widths, statistics=False)
+    if source.tower.has_batch_norm:
+        calibrate(sliced, [embedding.vectors(batch).x_BX for batch in calibration])
+    network.tower.load_state_dict(sliced.state_dict())
+    tables = embedding.table_weights()
+    for part in network.embedding.parts():
+        rows = tables[part.table][part.first_row : part.first_row + part.rows]
+        part.rows_of(part.stack.detach()).copy_(rows)
