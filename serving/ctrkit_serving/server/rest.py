@@ -7,7 +7,7 @@ from typing import Any
 import ctrkit
 from ctrkit.request import Request
 from ctrkit_serving.scorer import Float32Array
-from ctrkit_serving.server.http import Exchange
+from ctrkit_serving.server.exchange import Exchange
 from ctrkit_serving.server.metrics import CONTENT_TYPE, render
 from ctrkit_serving.server.model import no_such_output, rows_of
 from ctrkit_serving.server.protocol import (

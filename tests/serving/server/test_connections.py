@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ctrkit_serving.server import http
-from ctrkit_serving.server.http import Connection, Exchange, HttpServer
+from ctrkit_serving.server.exchange import Exchange
+from ctrkit_serving.server.http import Connection, HttpServer
 from ctrkit_serving.server.settings import Settings
 
 BIG = b"x" * 400_000
