@@ -276,7 +276,7 @@ def test_drawing_needs_no_pyplot_and_importing_no_matplotlib() -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"install ctrkit\[plots\], or leave out --plots"):
+    with pytest.raises(UserError, match=r"pip install '.\[plots\]' in the clone of ctrkit, or leave out --plots"):
         ComparePictures()
 
 
