@@ -37,13 +37,13 @@ def score_file(
     _check_place(Path(bundle), requests, out)
     scorer = Scorer.load(bundle, ignore_unknown=ignore_unknown)
     if width is not None:
-        scorer.bundle.width(width)  # said before any line is read
+        scorer = scorer.at(width)  # one that is not there is said before any line is read
     num_requests = num_ads = 0
     with atomic_file(out) as file:
         for line, request in numbered_requests(requests):
             num_requests += 1
             try:
-                scores_N = scorer.score_request(request, width=width)
+                scores_N = scorer.score_request(request)
             except UserError as error:
                 raise UserError(f"{requests}, line {line}: {error}") from error
             num_ads += len(scores_N)

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import server_process
+from benchmarks.server_bundles import publish
 from benchmarks.server_process import TOKEN as TOKEN
 from benchmarks.server_process import until as until
+from tests.serving.tiny import Weights, make_bundle
 
 
 class Server(server_process.Server):
@@ -22,6 +24,24 @@ class Server(server_process.Server):
     def __init__(self, models_dir: Path, *options: str, **rest: Any) -> None:
         python = (sys.executable, "-W", "error")
         super().__init__(models_dir, "--no-pin", "--drain-delay", "0.3", *options, python=python, **rest)
+
+
+def push(models_dir: Path, version: int, name: str = "tiny") -> Path:
+    """Publish a version of the small bundle, with weights of its own."""
+    return publish(models_dir, name, version, lambda place: make_bundle(place, Weights(version)))
+
+
+def version_of(server: Server, name: str = "tiny") -> str:
+    """The version that serves."""
+    return str(server.call("GET", f"/v2/models/{name}")[1]["parameters"]["version"])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or has ended and only waits for its new parent to look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def binary_body(inputs: dict[str, npt.NDArray[Any]], **parameters: Any) -> tuple[bytes, dict[str, str]]:

@@ -14,18 +14,8 @@ import pytest
 
 from benchmarks.server_bundles import BAD, publish
 from ctrkit_serving.scorer import Scorer
-from tests.serving.server.harness import Server, until
+from tests.serving.server.harness import Server, has_ended, push, until, version_of
 from tests.serving.tiny import REQUEST, Weights, make_bundle
-
-
-def push(models_dir: Path, version: int, name: str = "tiny") -> Path:
-    return publish(models_dir, name, version, lambda place: make_bundle(place, Weights(version)))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    push(tmp_path / "models", 1)
-    return tmp_path / "models"
 
 
 def pin(models_dir: Path, version: int) -> None:
@@ -49,10 +39,6 @@ def checking(server: Server, version: int) -> Iterator[int]:
     finally:
         with suppress(ProcessLookupError):  # the server may have ended it
             os.kill(checker, signal.SIGCONT)
-
-
-def version_of(server: Server, name: str = "tiny") -> str:
-    return str(server.call("GET", f"/v2/models/{name}")[1]["parameters"]["version"])
 
 
 def in_background(server: Server, path: str, parameters: dict[str, Any]) -> tuple[threading.Thread, list[Any]]:
@@ -223,7 +209,7 @@ def test_nothing_of_the_server_listens_after_its_supervisor_was_killed(models: P
         push(models, 2)
         with checking(server, 2):
             server.process.kill()
-            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in server.pids()))
+            until(lambda: all(map(has_ended, server.pids())))
             port = int(server.address.rpartition(":")[2])
             assert not _listeners(port)
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from benchmarks import server_process
-from benchmarks.server_bundles import publish
 from ctrkit.errors import UserError
 from ctrkit_serving.server import control
 from ctrkit_serving.server.board import Board, State
@@ -25,18 +24,8 @@ from ctrkit_serving.server.settings import Settings
 from ctrkit_serving.server.supervisor import STALL_S, Slot, Supervisor, backoff_s
 from ctrkit_serving.server.versions import Versions
 from ctrkit_serving.server.worker import Worker
-from tests.serving.server.harness import Server, until
-from tests.serving.tiny import Weights, make_bundle
-
-
-def push(models_dir: Path, version: int, name: str = "tiny") -> Path:
-    return publish(models_dir, name, version, lambda place: make_bundle(place, Weights(version)))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    push(tmp_path / "models", 1)
-    return tmp_path / "models"
+from tests.serving.server.harness import Server, push, until
+from tests.serving.tiny import make_bundle
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks.server_bundles import BAD, publish
 from ctrkit_serving.scorer import Scorer
-from tests.serving.server.harness import Load, Server, binary_body, check_scores, until, versions_of
-from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER, Weights, make_bundle
-
-
-def push(models_dir: Path, version: int) -> Path:
-    return publish(models_dir, "tiny", version, lambda place: make_bundle(place, Weights(version)))
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    push(tmp_path / "models", 1)
-    return tmp_path / "models"
+from tests.serving.server.harness import (
+    Load,
+    Server,
+    binary_body,
+    check_scores,
+    has_ended,
+    push,
+    until,
+    version_of,
+    versions_of,
+)
+from tests.serving.tiny import CONTEXT, ITEMS, REQUEST, USER
 
 
 def request_of(models_dir: Path) -> tuple[bytes, dict[str, str]]:
@@ -62,10 +60,6 @@ def test_new_versions_under_load_six_bad_ones_and_a_rollback(models: Path, tmp_p
         assert re.match("UNAVAILABLE .*bytes", index["4"])
         assert server.metric('ctrkit_version_checks_total{result="rejected"}') == 6
         assert server.metric('ctrkit_version_checks_total{result="accepted"}') == len(expected)
-
-
-def version_of(server: Server) -> str:
-    return str(server.call("GET", "/v2/models/tiny")[1]["parameters"]["version"])
 
 
 def test_a_rollback_survives_a_restart(models: Path) -> None:
@@ -199,4 +193,4 @@ def test_workers_do_not_outlive_the_supervisor(models: Path) -> None:
         server.wait_ready()
         pids = server.pids()
         server.process.kill()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        until(lambda: all(map(has_ended, pids)))
