@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -113,26 +114,30 @@ class Encoding:
         scaled_N[missing_N] = 0.0
         return scaled_N, counts
 
-    def encode_sequence(self, name: str, lists: Sequence[Sequence[Any] | None]) -> tuple[list[Int64Array], Counts]:
-        """Rows of each list of a sequence feature, the first `max_len` of it: the way of a request, a few lists."""
+    def encode_sequence(
+        self, name: str, lists: Sequence[Sequence[Any] | None]
+    ) -> tuple[Int64Array, Int64Array, Counts]:
+        """Rows of the lists of a sequence feature, the first `max_len` of each: the way of a request.
+
+        Returns:
+            rows_M of all lists, one list after another; length_N, how many rows each has; what became of the values.
+        """
         feature = self._features[name][0]
         assert isinstance(feature, SequenceFeature)
-        kept: list[Any] = []
-        empty = truncated = 0
-        for values in lists:
-            if values is not None and (
-                isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray)
-            ):
-                raise UserError(f"feature '{name}' takes a list of values, got {type(values).__name__}")
-            kept.append([] if values is None else values[: feature.max_len])
-            empty += len(kept[-1]) == 0
-            truncated += values is not None and len(values) > feature.max_len
-        flat = kept[0] if len(kept) == 1 else [value for values in kept for value in values]
-        rows, counts = self.encode_sparse(name, *typed_array(flat, self.raw_types[name], name))
-        counts.missing += empty
+        for kind in set(map(type, lists)) - {list, type(None)}:
+            if issubclass(kind, str | bytes) or not issubclass(kind, Sequence | np.ndarray):
+                raise UserError(f"feature '{name}' takes a list of values, got {kind.__name__}")
+        kept = [() if values is None else values for values in lists]
+        length_N = np.fromiter(map(len, kept), np.int64, len(kept))
+        truncated = int(np.count_nonzero(length_N > feature.max_len))
+        if truncated:
+            kept = [values[: feature.max_len] for values in kept]
+            np.minimum(length_N, feature.max_len, out=length_N)
+        flat = kept[0] if len(kept) == 1 else list(chain.from_iterable(kept))
+        rows_M, counts = self.encode_sparse(name, *typed_array(flat, self.raw_types[name], name))
+        counts.missing += int(np.count_nonzero(length_N == 0))
         counts.truncated = truncated
-        ends = np.cumsum([len(values) for values in kept])
-        return np.split(rows, ends[:-1]) if kept else [], counts
+        return rows_M, length_N, counts
 
     @cached_property
     def _features(self) -> dict[str, tuple[Any, Table | None]]:

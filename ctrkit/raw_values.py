@@ -39,6 +39,8 @@ def typed_array(
     Raises:
         UserError: a value has another type than the training part's, or is an integer outside int64.
     """
+    if raw_type == "string" and isinstance(values, list) and set(map(type, values)) == {str}:
+        return np.array(values, object), np.zeros(len(values), np.bool_)
     array = values if isinstance(values, np.ndarray) else _array_of(values, name)
     if array.ndim != 1:
         raise UserError(f"feature '{name}' takes one value an ad, got an array of shape {array.shape}")
@@ -105,7 +107,7 @@ def _shown(value: object) -> str:
 def _array_of(values: Sequence[Any], name: str) -> npt.NDArray[Any]:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise UserError(f"feature '{name}' takes a list with one value an ad, got {type(values).__name__}")
-    kinds = {type(v) for v in values}
+    kinds = set(map(type, values))
     if kinds <= {int, bool, float}:  # numpy would turn a mix of str and int into str, and cut a string's trailing NULs
         try:
             array = np.asarray(values)
@@ -163,6 +165,10 @@ def hash_strings(strings_N: npt.NDArray[np.object_]) -> Int64Array:
     down), then finished with the splitmix64 finaliser (Steele, Lea, Flood, OOPSLA 2014). Two of ten million ids collide
     with probability 3e-6; fitting checks that those of the training part do not.
     """
+    different = list(set(strings_N))
+    if 0 < len(different) <= len(strings_N) // 2:  # a request's ads share brands and categories: hash each once
+        hashes = dict(zip(different, hash_strings(np.array(different, object)).tolist(), strict=True))
+        return np.fromiter(map(hashes.__getitem__, strings_N), np.int64, len(strings_N))
     short = [
         s if len(s) <= MAX_STRING else hashlib.blake2b(s.encode("utf-8", "surrogatepass")).hexdigest()
         for s in strings_N

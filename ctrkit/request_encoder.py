@@ -103,9 +103,10 @@ class RequestEncoder:
                 return items, num_ads
             keys = _of_length(items[table.key], num_ads, "items", table.key)
         else:
-            if not any(isinstance(row, Mapping) and table.key in row for row in items):
+            dicts = _are_dicts(items)
+            if not any((dicts or isinstance(row, Mapping)) and table.key in row for row in items):
                 return items, num_ads
-            keys = [row.get(table.key) if isinstance(row, Mapping) else None for row in items]
+            keys = [row.get(table.key) if dicts or isinstance(row, Mapping) else None for row in items]
         feeds["ads"] = ads_N = table.rows(keys)
         absent = np.flatnonzero(ads_N < 0).tolist()
         needed = self._sources["item"]
@@ -115,11 +116,12 @@ class RequestEncoder:
             if absent and not columns.keys() >= needed:
                 raise _no_features("items", keys[absent[0]], min(needed - columns.keys()))
             return {name: _taken(columns[name], absent) for name in needed if absent}, len(absent)
-        for i, row in enumerate(items):
-            if not isinstance(row, Mapping):
-                raise UserError(f"item {i}: takes values by name, got {type(row).__name__}")
-            if not row.keys() <= self._known:
-                self._check_known("item", row.keys(), f"item {i}")
+        if not (dicts and set().union(*items) <= self._known):
+            for i, row in enumerate(items):
+                if not isinstance(row, Mapping):
+                    raise UserError(f"item {i}: takes values by name, got {type(row).__name__}")
+                if not row.keys() <= self._known:
+                    self._check_known("item", row.keys(), f"item {i}")
         for i in absent:
             if not items[i].keys() >= needed:
                 raise _no_features(f"item {i}", keys[i], min(needed - items[i].keys()))
@@ -134,15 +136,13 @@ class RequestEncoder:
                 feeds[slot.tensor][:, slot.column] = row
                 return _ONE_OF_ROW.get(row, _ONE)
         if isinstance(slot.feature, SequenceFeature):
-            lists, counts = self._encoding.encode_sequence(name, values)  # type: ignore[arg-type]
-            ids_NL, length_N = feeds[slot.tensor], feeds[f"{name}_length"]
-            if len(lists) == 1:
-                ids_NL[:, : len(lists[0])] = lists[0]
-                length_N[:] = len(lists[0])
+            rows_M, length_N, counts = self._encoding.encode_sequence(name, values)  # type: ignore[arg-type]
+            ids_NL = feeds[slot.tensor]
+            feeds[f"{name}_length"][:] = length_N
+            if len(values) == 1:
+                ids_NL[:, : len(rows_M)] = rows_M
             else:
-                for i, ids in enumerate(lists):
-                    ids_NL[i, : len(ids)] = ids
-                length_N[:] = [len(ids) for ids in lists]
+                ids_NL[np.arange(ids_NL.shape[1]) < length_N[:, np.newaxis]] = rows_M
             return counts
         typed_N, missing_N = typed_array(values, self._encoding.raw_types[name], name)
         encode = self._encoding.encode_dense if slot.tensor.startswith("dense_") else self._encoding.encode_sparse
@@ -163,6 +163,11 @@ class RequestEncoder:
                 _of_length(rows[name], num_ads, "items", name)
             return rows
         sources = self._sources[side]
+        if _are_dicts(rows) and set(map(len, rows)) <= {len(sources)}:
+            try:
+                return {name: [row[name] for row in rows] for name in sources}
+            except KeyError:
+                pass  # which one, the slower way says
         for i, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise UserError(f"{side} {i}: takes values by name, got {type(row).__name__}")
@@ -223,6 +228,11 @@ def _no_features(where: str, key: Any, name: str) -> UserError:
         f"{where}: ad {key!r} is not in the item table, and '{name}' is not given; give its features, or export "
         "with a file of ads that has it"
     )
+
+
+def _are_dicts(rows: Sequence[Any]) -> bool:
+    """Whether all are dictionaries, as JSON gives them: asking once is faster than `isinstance` of every row."""
+    return set(map(type, rows)) <= {dict}
 
 
 def _taken(column: Column, chosen: list[int]) -> Column:

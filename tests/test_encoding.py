@@ -142,17 +142,17 @@ def test_dense_values_are_clipped_and_scaled() -> None:
 
 def test_sequences() -> None:
     lists: list[Any] = [[10, 11, -5, 10], [], None, [None, 10], np.array([2**62]), (10.0,)]
-    rows, counts = make_encoding().encode_sequence("recent", lists)
-    assert [r.tolist() for r in rows] == [[3, UNSEEN, 2], [], [], [MISSING, 3], [4], [3]]
+    rows, lengths, counts = make_encoding().encode_sequence("recent", lists)
+    assert rows.tolist() == [3, UNSEEN, 2, MISSING, 3, 4, 3]
+    assert lengths.tolist() == [3, 0, 0, 2, 1, 1]
     assert counts == Counts(values=7, missing=3, unseen=1, truncated=1)
 
 
 def test_no_list_and_one_list() -> None:
     encoding = make_encoding()
-    assert encoding.encode_sequence("recent", []) == ([], Counts())
-    rows, counts = encoding.encode_sequence("recent", [None])
-    assert [r.tolist() for r in rows] == [[]]
-    assert counts == Counts(missing=1)
+    for lists, lengths, counts in (([], [], Counts()), ([None], [0], Counts(missing=1))):
+        rows, length, seen = encoding.encode_sequence("recent", lists)
+        assert (rows.tolist(), length.tolist(), seen) == ([], lengths, counts)
 
 
 @pytest.mark.parametrize("value", ["10", 10, {10: 1}, b"10"])
@@ -170,12 +170,14 @@ def test_sequence_of_another_type_is_refused() -> None:
 @given(st.lists(st.none() | st.lists(st.integers(-6, 12) | st.none(), max_size=5), max_size=5))
 def test_lists_together_are_lists_one_by_one(lists: list[Any]) -> None:
     encoding = make_encoding()
-    together, counts = encoding.encode_sequence("recent", lists)
-    total = Counts()
-    for rows, values in zip(together, lists, strict=True):
-        (alone,), one = encoding.encode_sequence("recent", [values])
-        assert rows.tolist() == alone.tolist()
+    together, lengths, counts = encoding.encode_sequence("recent", lists)
+    total, rows = Counts(), []
+    for length, values in zip(lengths.tolist(), lists, strict=True):
+        alone, (alone_length,), one = encoding.encode_sequence("recent", [values])
+        assert length == alone_length == len(alone)
+        rows += alone.tolist()
         total.add(one)
+    assert together.tolist() == rows
     assert counts == total
 
 

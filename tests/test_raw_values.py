@@ -48,7 +48,9 @@ def _hash_by_hand(text: str) -> int:
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=20))
 def test_hash_of_a_string_is_its_own_whatever_stands_beside_it(texts: list[str]) -> None:
-    assert hash_strings(_objects(*texts)).tolist() == [_hash_by_hand(text) for text in texts]
+    by_hand = [_hash_by_hand(text) for text in texts]
+    assert hash_strings(_objects(*texts)).tolist() == by_hand
+    assert hash_strings(_objects(*texts, *reversed(texts), *texts)).tolist() == [*by_hand, *reversed(by_hand), *by_hand]
 
 
 def test_hash_spreads_over_more_than_one_block() -> None:

@@ -2,8 +2,10 @@ import json
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,9 @@ REFUSED: dict[str, tuple[Any, Any, Any, str]] = {
     "unknown": ({**USER, "aged": 1}, ITEMS, CONTEXT, "user: .* no 'aged', nearest is 'age'; it knows age"),
     "wrong side": ({**USER, "item_id": 5}, ITEMS, CONTEXT, "user: the model knows no 'item_id'"),
     "item absent in a row": (USER, [ITEMS[0], _without(ITEMS[1], "ctr")], CONTEXT, "item 1: no value for.*'ctr'"),
+    "item misnamed in a row": (
+        USER, [ITEMS[0], {**_without(ITEMS[1], "ctr"), "ctrr": 1}], CONTEXT, "item 1: no value for feature 'ctr'",
+    ),
     "item absent in columns": (USER, _without(columns_of(ITEMS), "ctr"), CONTEXT, "items: no value for feature 'ctr'"),
     "item unknown": (USER, [{**ITEMS[0], "color": 1}], CONTEXT, "item 0: the model knows no 'color'"),
     "item no mapping": (USER, [3], CONTEXT, "item 0: takes values by name, got int"),
@@ -162,6 +167,14 @@ def test_refuses(scorer: Scorer, case: str) -> None:
     user, items, context, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         scorer.score(user, items, context)
+
+
+def test_rows_may_be_any_mapping(scorer: Scorer) -> None:
+    rows = [ITEMS[0], *(MappingProxyType(item) for item in ITEMS[1:])]
+    np.testing.assert_array_equal(scorer.score(USER, rows, CONTEXT), scorer.score(USER, ITEMS, CONTEXT))
+    misnamed = defaultdict(float, {**_without(ITEMS[1], "ctr"), "ctrr": 1})
+    with pytest.raises(UserError, match="item 1: no value for feature 'ctr'"):
+        scorer.score(USER, [ITEMS[0], misnamed], CONTEXT)
 
 
 def test_explicit_null_is_missing_and_ignore_unknown_ignores(directory: Path, scorer: Scorer) -> None:

@@ -134,7 +134,8 @@ def batch(encoded: Encoding, impressions: Sequence[Mapping[str, Any]]) -> Batch:
     for feature in encoded.schema.sparse_features:
         values = [each[feature.name] for each in impressions]
         if feature.name == "recent":
-            lists = encoded.encode_sequence("recent", values)[0]
+            flat, length, _ = encoded.encode_sequence("recent", values)
+            lists = np.split(flat, np.cumsum(length)[:-1])
         else:
             typed = typed_array(values, encoded.raw_types[feature.name], feature.name)
             lists = [row.reshape(1) for row in encoded.encode_sparse(feature.name, *typed)[0]]
