@@ -14,6 +14,7 @@ from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array
 
 _FEW_USERS = 20
+_EPOCH = (946_684_800, 2_208_988_800)  # 2000 to 2040, in seconds
 _CHANCE = 1e-6
 """That any value of a column has clicks of so many users only, if these were drawn."""
 
@@ -62,6 +63,14 @@ class Profile:
         return bool(pa.types.is_decimal(self.type) or (pa.types.is_floating(self.type) and not self.whole))
 
     @property
+    def is_epoch(self) -> bool:
+        """Whether all its values are milli-, micro- or nanoseconds since 1970; as seconds other numbers pass too."""
+        if not pa.types.is_integer(self.type) or self.distinct == 0:
+            return False
+        low, high = (value.as_py() for value in pc.min_max(self.values).values())
+        return any(_EPOCH[0] * unit <= low and high <= _EPOCH[1] * unit for unit in (10**3, 10**6, 10**9))
+
+    @property
     def way_out(self) -> str:
         """How to write it, if its type is one that no feature takes."""
         if pa.types.is_struct(self.type):
@@ -81,7 +90,10 @@ def sample_labels(path: str, label: str, sample: pa.Table) -> npt.NDArray[np.boo
     try:
         values_N = label_values(column)
     except pa.ArrowException as error:
-        raise UserError(f"{path}: label '{label}' is {column.type}; name a column of 0 (no click) and 1") from error
+        found = ", ".join(repr(value)[:20] for value in column.unique().drop_null()[:3].to_pylist())
+        raise UserError(
+            f"{path}: label '{label}' is {column.type} ({found}); name a column of 0 (no click) and 1, or write it so"
+        ) from error
     empty = int(np.isnan(values_N).sum())
     wrong = np.unique(values_N[(values_N != 0) & (values_N != 1) & ~np.isnan(values_N)])
     problems = []
@@ -206,13 +218,6 @@ def duplicate_share(codes: Mapping[str, Int64Array]) -> float:
     for codes_N in codes.values():  # after each column, one number for each combination so far
         _, rows_N = np.unique(rows_N * (codes_N.max(initial=0) + 1) + codes_N, return_inverse=True)
     return 1 - len(np.unique(rows_N)) / max(len(rows_N), 1)
-
-
-def has_both_classes(sample: pa.Table, group: str, label_N: npt.NDArray[np.bool_]) -> bool:
-    """Whether any group of the sample has rows with a click and rows without, as GAUC needs."""
-    codes_N = codes_of(decoded(sample.column(group).combine_chunks()))
-    clicks = np.bincount(codes_N, label_N)
-    return bool(((clicks > 0) & (clicks < np.bincount(codes_N))).any())
 
 
 def without_key(sample: pa.Table, group: str) -> int:

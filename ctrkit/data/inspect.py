@@ -21,24 +21,22 @@ from ctrkit.data.column_profile import (
     Profile,
     all_clicks,
     codes_of,
-    depends_on,
-    has_both_classes,
     log_warnings,
     profile,
     sample_labels,
     without_key,
 )
 from ctrkit.data.columns import RESERVED, decoded
+from ctrkit.data.monitor_guess import why_not_gauc
 from ctrkit.data.recipe_text import FeatureLine, recipe_text
+from ctrkit.data.side_guess import MANY_VALUES, guess_sides
 from ctrkit.data.source import ClickLog, open_log, require_columns
 from ctrkit.data.split import PARTS, find_parts
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Int64Array
-from ctrkit.schema import Side
 
 _LEAK_AUC = 0.95
 _NEAR_UNIQUE = 0.8
-_MANY_VALUES = 50
 _RARE_SHARE = 0.2
 
 ENOUGH_ROWS, MOST_EPOCHS = 8_000_000, 16
@@ -81,11 +79,9 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
     features = look.features()
     if not features:
         raise UserError(f"{path}: no column is left to be a feature: {'; '.join(look.left_out.values())}")
-    ranked = has_both_classes(sample, group, label_N)
-    if not ranked:
-        look.warnings.append(
-            f"no value of '{group}' has both clicks and none in the sample, so no GAUC: training watches log loss"
-        )
+    log_rows = _count_rows(log, label)
+    doubt = why_not_gauc(sample, split, group, look.time, label_N, whole=log_rows == sample.num_rows)
+    look.warnings += [doubt] if doubt else []
     warnings = (*look.warnings, *log_warnings(sample, group, label_N))
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", PurePosixPath(path.rstrip("/")).name.split(".")[0]).strip("_.-")
     recipe = recipe_text(
@@ -96,10 +92,22 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
         features=features,
         left_out=look.left_out,
         warnings=warnings,
-        train=_train_settings(log.rows, ranked=ranked),
-        seen=f"{sample.num_rows:,} rows" + (f" of {log.rows:,}" if log.rows is not None else ""),
+        train=_train_settings(log_rows, ranked=doubt is None),
+        seen=f"{sample.num_rows:,} rows" + (f" of {log_rows:,}" if log_rows is not None else ""),
     )
     return Inspection(recipe, warnings, prepares=without_key(sample, group) == 0)
+
+
+def _count_rows(log: ClickLog, column: str) -> int | None:
+    """Rows of the log; of CSV, which does not say, counted as far as it matters to `_train_settings`."""
+    if log.rows is not None:
+        return log.rows
+    rows = 0
+    for chunk in log.chunks([column]):
+        rows += chunk.columns.num_rows
+        if rows > ENOUGH_ROWS // 2:
+            return None
+    return rows
 
 
 def _train_settings(rows: int | None, *, ranked: bool) -> dict[str, Any]:
@@ -133,6 +141,7 @@ class _Look:
     left_out: dict[str, str] = field(default_factory=dict)
     """Why, by column; shown in the recipe."""
     warnings: list[str] = field(default_factory=list)
+    _codes: dict[str, Int64Array] = field(default_factory=dict)
 
     def assign(self) -> None:
         """Decide what each column is: time, day, feature, or left out."""
@@ -158,11 +167,12 @@ class _Look:
             return None
         if name and name not in RESERVED and not _is_plain(column):
             return self._type_against(column)
+        other_time = f"that of the log is '{self.time}'" if self.time is not None else "but it does not order the log"
         reasons = {
             "it has no name": not name,
             "ctrkit uses the name; rename it": name in RESERVED,
             "constant: it tells the model nothing": column.is_constant,
-            f"a time; that of the log is '{self.time}'": naming.is_time(name) and column.is_number,
+            f"a time; {other_time}": (naming.is_time(name) or _is_time(column)) and column.is_number,
             "a time as text; written as a timestamp it could order the log": naming.is_time(name) and column.is_text,
             "the day, which never comes back": naming.is_day(name),
             "numbers requests or sessions, which never come back": _numbers_requests(column),
@@ -184,6 +194,12 @@ class _Look:
                 "(a booster may: docs/methods.md, privileged)"
             )
             return "known only after ranking"
+        if naming.is_weight(name) and column.is_number:
+            self.warnings.append(f"'{name}' looks like how much an impression counts; left out")
+            return "looks like a weight; if it is how much an impression counts, name it columns.weight"
+        if naming.is_duration(name) and column.is_number:
+            self.warnings.append(f"'{name}' looks like how long somebody looked, known only after the click; left out")
+            return "looks like a duration, known only after the click"
         if naming.is_score(name):
             self.warnings.append(f"'{name}' looks like the score of a model or the true probability; left out")
             return (
@@ -199,7 +215,7 @@ class _Look:
         """Warn of a value that only clicks have: rare, it hardly shows in the AUC."""
         if column.is_list or column.name == self.group or not column.distinct:
             return
-        users_N = codes_of(decoded(self.sample.column(self.group).combine_chunks()))
+        users_N = self._codes_of(self.group)
         if (found := all_clicks(self.sample.column(column.name), users_N, self.label_N)) is not None:
             value, rows = found
             self.warnings.append(
@@ -231,7 +247,8 @@ class _Look:
     def features(self) -> list[FeatureLine]:
         """A line for each column that is kept, users' first."""
         kinds = {name: self._kind(column) for name, column in self.kept.items()}
-        sides = self._sides()
+        sides, warnings = guess_sides(self.kept, self.group, self._codes_of)
+        self.warnings += warnings
         lines = []
         for name, column in self.kept.items():
             side, guessed = sides[name]
@@ -256,7 +273,7 @@ class _Look:
         dense = {"kind": "dense"} | ({"transform": "log"} if column.skewed else {})
         is_id = naming.is_id(column.name) or column.name == self.group
         if pa.types.is_floating(column.type) and column.whole:
-            if naming.is_number(column.name) or (column.distinct > _MANY_VALUES and not is_id):
+            if naming.is_number(column.name) or (column.distinct > MANY_VALUES and not is_id):
                 return dense
             self.warnings.append(
                 f"'{column.name}' holds whole numbers as floats, which garble ids above 2^53; store them as integers"
@@ -265,31 +282,12 @@ class _Look:
         if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             return dense
         amount = column.is_number and naming.is_number(column.name) and not is_id
-        return dense if amount and column.distinct > _MANY_VALUES else {}
+        return dense if amount and column.distinct > MANY_VALUES else {}
 
-    def _sides(self) -> dict[str, tuple[Side, bool]]:
-        """The side of each column, and whether the rows had to tell because its name does not."""
-        codes: dict[str, Int64Array] = {}
-        named = {name: naming.side_of(name) for name in self.kept} | {self.group: "user"}
-        items = [name for name in self.kept if named[name] == "item" and not self.kept[name].is_list]
-        item = max(items, key=lambda name: self.kept[name].distinct, default=None)
-        sides: dict[str, tuple[Side, bool]] = {}
-        for name, column in self.kept.items():
-            side = named[name]
-            if side is not None:
-                sides[name] = (side, False)
-                continue
-            guess: Side = "user" if column.is_list else "context"
-            if not column.is_list:
-                for other, candidate in ((self.group, "user"), (item, "item")):
-                    for key in (name, other):
-                        if key is not None and key not in codes:
-                            codes[key] = codes_of(decoded(self.sample.column(key).combine_chunks()))
-                    if other is not None and depends_on(codes[name], codes[other]):
-                        guess = candidate  # type: ignore[assignment]
-                        break
-            sides[name] = (guess, True)
-        return sides
+    def _codes_of(self, name: str) -> Int64Array:
+        if name not in self._codes:
+            self._codes[name] = codes_of(decoded(self.sample.column(name).combine_chunks()))
+        return self._codes[name]
 
     def _shared_table(self, column: Profile, kinds: Mapping[str, Mapping[str, Any]]) -> str | None:
         """The column whose ids the lists hold: most of them by value, or some of them and a name in common."""
@@ -318,7 +316,7 @@ def _shared(one: pa.Array, other: pa.Array) -> int:
 
 
 def _numbers_requests(column: Profile) -> bool:
-    many = column.distinct > _MANY_VALUES and not pa.types.is_floating(column.type)
+    many = column.distinct > MANY_VALUES and not pa.types.is_floating(column.type)
     return naming.is_request(column.name) and (naming.is_id(column.name) or many)
 
 
@@ -332,6 +330,7 @@ def _is_plain(column: Profile) -> bool:
 def _is_time(column: Profile) -> bool:
     if column.is_list or column.missing:
         return False
-    return bool(pa.types.is_timestamp(column.type)) or (
-        naming.is_time(column.name) and column.is_number and column.distinct > _MANY_VALUES
-    )
+    if pa.types.is_timestamp(column.type):
+        return True
+    named = naming.is_time(column.name) or (column.is_epoch and not naming.is_id(column.name))
+    return named and column.is_number and column.distinct > MANY_VALUES

@@ -24,6 +24,10 @@ _WORDS: dict[str, Side] = {
 }
 _POSITION = {"position", "pos", "slot"}
 _TIME = {"timestamp", "time", "ts", "datetime"}
+_TIME_UNIT = {"ms", "us", "ns", "milli", "millis", "utc", "unix", "epoch"}
+_DURATION = {"dwell", "watch", "stay", "spent", "elapsed"}
+_WEIGHT = {"w", "weight", "ipw", "propensity"}
+_OF_WEIGHT = {"sample", "row", "importance", "impression", "example", "instance"}
 _DAY = {"day", "date", "dt", "ds"}
 _REQUEST = {"request", "impression", "slate", "session", "event", "row", "auction", "bid", "log", "transaction"}
 _NUMBER = {"price", "cost", "amount", "duration", "count", "num", "number", "hour", "minute", "second", "distance"}
@@ -61,9 +65,22 @@ def is_position(name: str) -> bool:
 
 
 def is_time(name: str) -> bool:
-    """Whether it is the time of the impression."""
+    """Whether it is the time of the impression: `ts`, `event_time`, `time_ms`; how long something took is none."""
     parts = words(name)
-    return bool(parts) and (parts[-1] in _TIME or parts[0] == "timestamp")
+    while len(parts) > 1 and parts[-1] in _TIME_UNIT:
+        parts = parts[:-1]
+    return bool(parts) and (parts[-1] in _TIME or parts[0] == "timestamp") and not is_duration(name)
+
+
+def is_duration(name: str) -> bool:
+    """Whether it is how long a person looked, which nobody knows before."""
+    return bool(set(words(name)) & _DURATION)
+
+
+def is_weight(name: str) -> bool:
+    """Whether it says how much an impression counts; of other words than these, it may be that of a parcel."""
+    parts = set(words(name))
+    return bool(parts & _WEIGHT) and parts <= _WEIGHT | _OF_WEIGHT
 
 
 def is_day(name: str) -> bool:

@@ -28,7 +28,7 @@ objective = "rocket_launching"
 light = "light"
 booster = "booster"
 
-# four light nets, each with tables of its own, that teach the one that ships: on the log and on candidates nobody saw
+# four light nets, each with tables of its own, that teach the one that ships
 [models.ensemble]
 objective = "ensemble"
 members = ["light", "light", "light", "light"]
@@ -39,6 +39,7 @@ student = "light"
 teachers = ["ensemble"]
 label_weight = 0.5
 hint = { loss = "soft_bce", weight = 0.5 }
+# also on candidates nobody saw: user and context of one impression, the ad of another
 unexposed = 1.0
 
 # of the models that cost least to serve, the one that is best on the validation part goes online
@@ -89,11 +90,17 @@ def recipe_text(
                 *_feature_lines(features),
                 *(f"# {one_line(column)}: {one_line(reason)}" for column, reason in left_out.items()),
                 *(["", "[train]", *(f"{key} = {_value(value)}" for key, value in train.items())] if train else []),
-                _MODELS,
+                _models(features),
             ]
         ).rstrip()
         + "\n"
     )
+
+
+def _models(features: Sequence[FeatureLine]) -> str:
+    """The towers and models; without an ad's feature no candidate can be made up."""
+    weight = 1.0 if any(line.side == "item" for line in features) else 0.0
+    return _MODELS.replace("unexposed = 1.0", f"unexposed = {weight}")
 
 
 def _feature_lines(features: Sequence[FeatureLine]) -> Iterator[str]:

@@ -107,6 +107,9 @@ RNG = np.random.default_rng(5)
         ("dwell", pa.array(np.where(LABEL == 1, 3.0, np.nan), from_pandas=True), "gives the label away"),
         ("position", RNG.integers(1, 9, ROWS), "known only after ranking"),
         ("old_score", RNG.random(ROWS), "looks like a score"),
+        ("w", RNG.choice([0.5, 1.0, 3.0], ROWS), "looks like a weight"),
+        ("sampleWeight", RNG.integers(1, 9, ROWS), "looks like a weight"),
+        ("dwell_time", RNG.exponential(9.0, ROWS), "looks like a duration"),
         ("token", [f"t{i}" for i in range(ROWS)], "a value of its own in nearly every row"),
         ("serial", RNG.permutation(ROWS), "a value of its own in nearly every row"),
     ],
@@ -127,6 +130,9 @@ def test_columns_that_are_no_features_are_left_out_with_a_warning(
         ("nothing", pa.nulls(ROWS, pa.int64()), "constant"),
         ("session_id", RNG.integers(0, 900, ROWS), "numbers requests"),
         ("seen_at", pa.array(np.arange(ROWS), pa.timestamp("us")), None),
+        ("ts_ms", np.arange(ROWS) * 100, None),
+        ("event_time_utc", np.arange(ROWS) + 0.5, None),
+        ("angelegt", 1_760_000_000_000 + np.arange(ROWS), None),
     ],
 )
 def test_useless_columns_are_left_out(tmp_path: Path, column: str, values: Any, why: str | None) -> None:
@@ -306,7 +312,8 @@ def test_csv(tmp_path: Path) -> None:
     pacsv.write_csv(log().drop(["recent_items"]), tmp_path / "log.csv")
     found, recipe = loaded(tmp_path, inspect_log(str(tmp_path / "log.csv"), label="click", group="user_id", rows=1000))
     assert len(recipe.features) == 7
-    assert "guessed from 1,001 rows:" in found.recipe
+    assert "guessed from 1,001 rows of 4,000:" in found.recipe
+    assert recipe.train.epochs == 16  # as of the same log in Parquet, which says how many rows it has
 
 
 @pytest.mark.parametrize(
@@ -315,7 +322,11 @@ def test_csv(tmp_path: Path) -> None:
         ("clicked", "user_id", "no column 'clicked', which the label names; did you mean 'click'"),
         ("click", "users", "no column 'users', which the group key names"),
         ("hour", "user_id", "label 'hour' has the values 2, 3, 4, 5, 6; name a column of 0"),
-        ("brand", "user_id", "label 'brand' is string; name a column of 0"),
+        (
+            "brand",
+            "user_id",
+            r"label 'brand' is string \('b\d+', 'b\d+', 'b\d+'\); name a column of 0 .* or write it so",
+        ),
     ],
 )
 def test_a_label_that_is_none(tmp_path: Path, label: str, group: str, message: str) -> None:
@@ -430,3 +441,63 @@ def test_without_a_user_of_both_classes_training_watches_log_loss(tmp_path: Path
 @pytest.mark.parametrize(("rows", "epochs"), [(None, 2), (80_000, 16), (1_000_000, 8), (6_000_000, 2), (10**9, 2)])
 def test_a_small_log_is_passed_over_more_often(rows: int | None, epochs: int) -> None:
     assert _train_settings(rows, ranked=True).get("epochs", 2) == epochs
+
+
+def test_a_weight_of_other_words_is_a_feature(tmp_path: Path) -> None:
+    _, recipe = look(tmp_path, log(item_weight=RNG.random(ROWS)))
+    assert recipe.features["item_weight"].kind == "dense"
+
+
+def test_numbers_that_are_no_times_do_not_order_the_log(tmp_path: Path) -> None:
+    _, recipe = look(
+        tmp_path, log(watch_time=RNG.exponential(9.0, ROWS), page_id=1_760_000_000_000 + np.arange(ROWS) // 9)
+    )
+    assert recipe.columns.time is None
+    found, recipe = look(tmp_path, log(timestamp=np.arange(ROWS), angelegt=1_760_000_000_000 + np.arange(ROWS) // 2))
+    assert recipe.columns.time == "timestamp"
+    assert "# angelegt: a time; that of the log is 'timestamp'" in found.recipe
+
+
+def test_an_ad_that_no_name_tells_is_seen_in_the_rows(tmp_path: Path) -> None:
+    users, items = RNG.integers(0, 200, ROWS), RNG.integers(0, 300, ROWS)
+    table = pa.table(
+        {"click": LABEL, "user_id": users, "alter": users % 7, "artikel": items, "farbe": items % 9}
+        | {"preis": np.exp(RNG.normal(size=300))[items], "stunde": RNG.integers(0, 24, ROWS)}
+    )
+    found, recipe = look(tmp_path, table)
+    sides = {name: feature.side for name, feature in recipe.features.items()}
+    assert sides == {"user_id": "user", "alter": "user", "artikel": "item", "farbe": "item"} | {
+        "preis": "item",
+        "stunde": "context",
+    }
+    assert any("'artikel' is taken for it" in warning for warning in found.warnings)
+    assert recipe.models["distilled"].unexposed == 1.0  # type: ignore[union-attr]
+
+
+def test_without_an_ad_the_recipe_has_no_candidates_that_nobody_saw(tmp_path: Path) -> None:
+    users, hours = RNG.integers(0, 200, ROWS), RNG.integers(0, 24, ROWS)
+    found, recipe = look(tmp_path, pa.table({"click": LABEL, "user_id": users, "stunde": hours}))
+    assert recipe.models["distilled"].unexposed == 0.0  # type: ignore[union-attr]
+    assert any("no column seems to be of what was shown" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {},
+        {"timestamp": RNG.permutation(ROWS) + 1_700_000_000},
+        {"day": [f"2025-03-{1 + i * 8 // ROWS:02d}" for i in range(ROWS)]},
+    ],
+    ids=["random", "time", "column"],
+)
+def test_where_gauc_would_rest_on_chance_training_watches_log_loss(tmp_path: Path, split: dict[str, Any]) -> None:
+    click = (RNG.random(ROWS) < 0.005).astype(np.int8)  # two in a tenth of the rows, all of users with both classes
+    users = RNG.integers(0, 5, ROWS)
+    found, recipe = look(tmp_path / "a", log(click=click, user_id=users, **split))
+    assert recipe.train.monitor == "log_loss"
+    (warning,) = [w for w in found.warnings if w.startswith("too little for GAUC")]
+    assert int(re.findall(r"about (\d+) rows", warning)[0]) < 12
+    _, recipe = look(tmp_path / "b", log(click=(RNG.random(ROWS) < 0.5).astype(np.int8), user_id=users, **split))
+    assert recipe.train.monitor == "gauc"
+    _, recipe = look(tmp_path / "c", log(click=click, user_id=users, **split), rows=1000)  # of a sample nobody knows
+    assert recipe.train.monitor == "gauc"
