@@ -298,7 +298,9 @@ class Run:
         costs = {model: cost for model, cost in costs.items() if not self._only_teaches(model)} or costs
         cheapest = [model for model, cost in costs.items() if cost == min(costs.values())]
         chosen = self.best_on_validation(cheapest[-1])
-        self.say(f"export: {chosen} is best on validation of {', '.join(cheapest)}")
+        values = {model: self.train(model) for model in cheapest}
+        shown = ", ".join(f"{model} {value['best']:.4f} ({value['monitor']})" for model, value in values.items())
+        self.say(f"export: {chosen} is best on validation of {shown}")
         return chosen
 
     def serving_costs(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import datetime
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,12 @@ from ctrkit_serving.scorer import Scorer
 
 if TYPE_CHECKING:
     from ctrkit.run import Run
+
+
+_FEW_USERS, _FEW_ROWS = 30, 100
+"""Users with both classes, and rows of the rarer class among theirs, below which GAUC tells little."""
+_LARGEST_SHARE = 2.0
+"""Beyond it a share of the gap tells how small the gap is."""
 
 
 def measure_bundles(
@@ -159,12 +165,7 @@ def table(summary: Mapping[str, Any]) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    if summary["gap_closed"]:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["gap_closed"].items())
-        lines.append(
-            f"\nOf the gap in GAUC between light and booster alone, these close: {shares} (one run: what another seed "
-            "would change is not in it)."
-        )
+    lines += [*_gap_text(summary["gap_closed"]), *_few_text(summary["models"])]
     if summary.get("chosen_by_validation"):
         lines.append(
             f"\n{summary['exported']} goes online: of what costs least to serve, it has the best "
@@ -177,6 +178,30 @@ def table(summary: Mapping[str, Any]) -> str:
             f"--set export.model={better} ships it."
         )
     return "\n".join(lines)
+
+
+def _gap_text(closed: Mapping[str, float]) -> Iterator[str]:
+    told = {name: share for name, share in closed.items() if abs(share) <= _LARGEST_SHARE}
+    if told:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in told.items())
+        yield (
+            f"\nOf the gap in GAUC between light and booster alone, these close: {shares} (one run: what another seed "
+            "would change is not in it)."
+        )
+    if len(told) < len(closed):
+        others = ", ".join(name for name in closed if name not in told)
+        yield f"\nThe gap in GAUC between light and what teaches {others} is too small for a share."
+
+
+def _few_text(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Says so if GAUC rests on too little to tell networks apart."""
+    found = next(iter(models.values())).get("coverage") or {}
+    users, rows, clicks = (found.get(key, 0) for key in ("groups_kept", "impressions_kept", "clicks_kept"))
+    if found and (users < _FEW_USERS or min(clicks, rows - clicks) < _FEW_ROWS):
+        yield (
+            f"\nGAUC rests on little: {users:,} of {users + found['groups_left_out']:,} users have clicks and others, "
+            f"in {rows:,} rows with {clicks:,} clicks. Such differences may be chance; `ctrkit compare` has intervals."
+        )
 
 
 def _number(value: float | None, digits: int) -> str:

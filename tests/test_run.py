@@ -262,6 +262,9 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert lines["oracle"][-3:] == ["-", "-", "-"]
     assert "alone, these close: rocket_light 60%, distilled -20% (one run" in shown
     assert "gap" not in table({**summary, "gap_closed": {}})
+    shown = table({**summary, "gap_closed": {"rocket_light": 6.34, "distilled": -0.2}})
+    assert "these close: distilled -20% (one run" in shown
+    assert "between light and what teaches rocket_light is too small for a share" in shown
     rival = {"exported": "rocket", "better_on_validation": "light", "monitor": "gauc"}
     assert "light costs the same and has the better gauc on validation: --set export.model=light" in table(
         summary | rival
@@ -269,16 +272,35 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert "export.model" not in table(summary | rival | {"better_on_validation": None})
 
 
+@pytest.mark.parametrize(
+    ("users", "rows", "clicks", "little"),
+    [(13, 35, 17, True), (12, 2000, 210, True), (500, 5000, 4950, True), (500, 5000, 100, False)],
+)
+def test_a_gauc_that_rests_on_little_is_said(
+    finished_run: Path, users: int, rows: int, clicks: int, little: bool
+) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    for metrics in summary["models"].values():
+        metrics["coverage"] = {"groups_kept": users, "groups_left_out": 7, "impressions_kept": rows} | {
+            "impressions_left_out": 9,
+            "clicks_kept": clicks,
+            "clicks_left_out": 0,
+        }
+    said = f"{users:,} of {users + 7:,} users have clicks and others, in {rows:,} rows with {clicks:,} clicks"
+    assert (said in table(summary)) == little
+
+
 @pytest.mark.parametrize(("light", "rocket", "best"), [(0.9, 0.5, "light"), (0.1, 0.5, "rocket")])
 def test_best_ships_what_validation_likes_best_of_what_costs_least(
     copy: Path, monkeypatch: pytest.MonkeyPatch, light: float, rocket: float, best: str
 ) -> None:
-    run, _ = opened(copy, "export.model=best")
+    run, said = opened(copy, "export.model=best")
     values = {"light": light, "booster": 0.99, "rocket": rocket}  # the booster costs more
     ships = {"light": "", "booster": "", "rocket": "light"}
     monkeypatch.setattr(run, "train", lambda model: {"monitor": "gauc", "best": values[model], "ships": ships[model]})
     run.__dict__["evaluation"] = json.loads((copy / "evaluation.json").read_text())
     assert run.export_model == best
+    assert f"export: {best} is best on validation of light {light:.4f} (gauc), rocket 0.5000 (gauc)" in said
     found = cheaper_choice(run)
     assert (found["better_on_validation"], found["chosen_by_validation"]) == (None, True)
     text = table(json.loads((copy / "summary.json").read_text()) | found)
