@@ -189,7 +189,8 @@ class _Fitting:
             self.warnings.append(f"table '{table}': {counts.collisions} ids share a row with another id of equal hash")
         frequent_V = counts.counts_V >= min_count
         if not frequent_V.any():
-            self.warnings.append(f"table '{table}': no id occurs {min_count} times or more in the train part")
+            often = f"{min_count} times or more " if min_count > 1 else ""
+            self.warnings.append(f"table '{table}': no id occurs {often}in the train part; it tells the model nothing")
         return Vocabulary(counts.keys_V[frequent_V], counts.counts_V[frequent_V])
 
     def _buckets(self, feature: DenseFeature) -> Buckets:

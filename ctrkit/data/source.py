@@ -154,7 +154,10 @@ def _is_integer(value: str | None) -> bool:
 
 
 def _common_schema(files: Sequence[LogFile], keys: dict[str, pa.DataType]) -> pa.Schema:
-    """One type for each column: the widest of the files' numbers; a column of nulls only takes the others' type."""
+    """One type for each column: the widest of the files' numbers; a column of nulls only takes the others' type.
+
+    Of dictionaries that differ, as those of pandas do by the number of their values, it is that of the values.
+    """
     fields: dict[str, pa.DataType] = dict(keys)
     first: dict[str, str] = {}
     for file in files:
@@ -169,7 +172,9 @@ def _common_schema(files: Sequence[LogFile], keys: dict[str, pa.DataType]) -> pa
 
 
 def _wider(name: str, one: tuple[pa.DataType, str], other: tuple[pa.DataType, str]) -> pa.DataType:
-    schemas = [pa.schema([(name, kind)]) for kind, _ in (one, other)]
+    schemas = [
+        pa.schema([(name, kind.value_type if pa.types.is_dictionary(kind) else kind)]) for kind, _ in (one, other)
+    ]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
     except pa.ArrowException as error:

@@ -45,6 +45,8 @@ def evaluate_command(options: argparse.Namespace) -> dict[str, Any]:
     asked = {"predictions": predictions.path, "columns": columns, "negative_rate": config.negative_rate}
     drawn = plot_evaluation(evaluation, predictions, config, options.plots) if options.plots else []
     text = evaluation_text(evaluation, predictions, config)
+    if predictions.weight is None and "weight" in predictions.columns:
+        text += "\n\nthe column 'weight' is not used, every impression counts once; --weight weight takes it"
     text += f"\n\npictures: {', '.join(map(str, drawn))}" if drawn else ""
     return {**asked, **evaluation.as_dict(), "pictures": [str(path) for path in drawn], "text": text}
 

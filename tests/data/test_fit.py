@@ -54,7 +54,9 @@ def test_min_count_leaves_rare_ids_out(tmp_path: Path) -> None:
     assert vocabulary(fitted, "x") == {keys[0]: 2, keys[1]: 2}
     fitted = fit_columns(tmp_path, {"x": {"side": "item", "min_count": 9}}, x=["a", "b", "a", "c", "b"])
     assert vocabulary(fitted, "x") == {}
-    assert fitted.warnings == ["table 'x': no id occurs 9 times or more in the train part"]
+    assert fitted.warnings == ["table 'x': no id occurs 9 times or more in the train part; it tells the model nothing"]
+    fitted = fit_columns(tmp_path, {"x": {"side": "item"}}, x=pa.nulls(5, pa.string()))
+    assert fitted.warnings == ["table 'x': no id occurs in the train part; it tells the model nothing"]
 
 
 def test_only_the_training_part_is_fitted(tmp_path: Path) -> None:

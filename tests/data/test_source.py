@@ -142,6 +142,19 @@ def test_dictionary_columns_with_other_dictionaries_in_each_row_group(tmp_path: 
     assert read(log, "a")["a"] == texts.to_pylist()
 
 
+def test_dictionaries_that_differ_from_file_to_file_are_texts(tmp_path: Path) -> None:
+    texts = pa.array(["x", "y"])  # pandas writes the categories of each file with the narrowest indices that do
+    kinds = [pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int16(), pa.string()), pa.string()]
+    for order in (kinds, kinds[::-1], kinds[1:]):
+        folder = tmp_path / str(kinds.index(order[0])) / str(len(order))
+        folder.mkdir(parents=True)
+        for i, kind in enumerate(order):
+            pq.write_table(pa.table({"a": texts.cast(kind)}), folder / f"{i}.parquet")
+        log = open_log(str(folder))
+        assert log.schema.field("a").type == pa.string()
+        assert read(log, "a")["a"] == ["x", "y"] * len(order)
+
+
 def test_batches_do_not_hold_more_than_a_chunk(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": range(600_000)}), tmp_path / "x.parquet", row_group_size=600_000)
     chunks = list(open_log(str(tmp_path)).chunks(["a"]))

@@ -115,7 +115,7 @@ def test_json_of_the_command(capsys: Capture, path: Path) -> None:
 def test_text_of_the_command(capsys: Capture, path: Path) -> None:
     found = evaluate_scores(Y, P, USERS)
     text = shown(capsys, path, "--slice", "device", "--slice", "ad", "--max-values", "2", "--field", "ad")
-    heading, metrics, device, ad, field = text.split("\n\n")
+    heading, metrics, device, ad, field, _ = text.split("\n\n")
     assert heading == f"{path}: 4,000 impressions, {int(Y.sum()):,} clicks, click rate {Y.mean():.2%}"
     first = metrics.splitlines()[2]
     assert first.startswith(f"GAUC      {found.gauc:.4f}  weighted by impressions; ")
@@ -130,6 +130,8 @@ def test_text_of_the_command(capsys: Capture, path: Path) -> None:
     assert all("nan" not in line for line in lines)
     more = shown(capsys, path, "--weight", "weight", "--negative-rate", "0.5")
     assert "metrics count a row 'weight' times\nprobabilities de-biased: training kept 0.5 of the non-clicks" in more
+    assert "'weight' is not used" not in more
+    assert "the column 'weight' is not used, every impression counts once; --weight weight" in shown(capsys, path)
     with_intervals = shown(capsys, path, "--intervals", "--resamples", "20", "--slice", "position")
     assert "intervals from 20 resamples of the users" in with_intervals
     assert with_intervals.count("95% interval") == 2
