@@ -9,8 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from math import nan
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -350,7 +349,7 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
         result = export_widths(slim, options.widths, place)
         lines = [
-            f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
+            f"  {name}: {entry['multiplications']:,} multiplications, {_test_values(entry['metrics'])}"
             for name, entry in result["widths"].items()
         ]
         return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
@@ -359,8 +358,12 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"
-    values = ", ".join(f"test {name} {result['test'][name]:.4f}" for name in ("gauc", "auc") if name in result["test"])
-    return {**result, "text": f"{shown}\n{kept}; {values}"}
+    return {**result, "text": f"{shown}\n{kept}; {_test_values(result['test'])}"}
+
+
+def _test_values(metrics: Mapping[str, float]) -> str:
+    """How a width ranks, and how calibrated it is: a narrow one that was trained for too short is not."""
+    return ", ".join(f"test {name} {metrics[name]:.4f}" for name in ("gauc", "auc", "pcoc") if name in metrics)
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:

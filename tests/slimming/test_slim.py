@@ -152,6 +152,9 @@ def test_too_few_multiplications_are_refused(run: Path, tmp_path: Path, capsys: 
     assert not place.exists()
     nearest = said.partition("holds is ")[2].partition(", by")[0].replace(",", "")
     assert main(["slim", str(run), "--budget", nearest, "--out", str(place), "--quiet"]) == 0
+    test = json.loads((tmp_path / "bundle.json").read_text())["test"]
+    shown = ", ".join(f"test {name} {test[name]:.4f}" for name in ("gauc", "auc", "pcoc"))
+    assert capsys.readouterr().out.strip().endswith(f"measured in a new process; {shown}")
 
 
 @pytest.mark.parametrize("what", [["--budget", "multiplications <= 4000", "--uniform"], ["--widths", "1"]])
