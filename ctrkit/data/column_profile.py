@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.data.columns import decoded, is_list, label_values, to_numpy
+from ctrkit.data.columns import decoded, is_list, is_text, label_values, parsed_times, to_numpy
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array
 
@@ -55,7 +55,18 @@ class Profile:
     @property
     def is_text(self) -> bool:
         """Whether its type is a string's."""
-        return bool(pa.types.is_string(self.type) or pa.types.is_large_string(self.type))
+        return is_text(self.type)
+
+    @property
+    def is_time_text(self) -> bool:
+        """Whether all its values are texts that name a time or a day."""
+        first = self.values.slice(0, 1)  # most texts are known by one
+        return self.is_text and len(first) > 0 and all(parsed_times(some) is not None for some in (first, self.values))
+
+    @property
+    def is_day_text(self) -> bool:
+        """Whether all its values are texts that name a day."""
+        return self.is_time_text and pc.max(pc.utf8_length(self.values)).as_py() == len("2025-03-01")
 
     @property
     def is_fractional(self) -> bool:

@@ -20,6 +20,7 @@ LABEL, GROUP, WEIGHT, ORACLE = "__label", "__group", "__weight", "__oracle"
 RESERVED = (LABEL, GROUP, WEIGHT, ORACLE)
 TEACHER = "__teacher/"
 """What stands before the name of a teacher's column in a prepared log, which has its logit."""
+_TIMES = "numbers, timestamps, dates, or texts as 2025-03-01 12:30:00"
 SLICE = "__slice/"
 """What stands before the name of a slice's column in a prepared log; no feature's name has a slash."""
 
@@ -63,8 +64,9 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
 
 
 def _check_time(column: str, kind: pa.DataType) -> None:
-    if not (_is_number(kind) or pa.types.is_temporal(kind)):
-        raise UserError(f"time column '{column}' is {kind}; write numbers, timestamps or dates")
+    kind = decoded_type(kind)
+    if not (_is_number(kind) or pa.types.is_temporal(kind) or is_text(kind)):
+        raise UserError(f"time column '{column}' is {kind}; write {_TIMES}")
 
 
 def raw_types_of(log: ClickLog, schema: Schema) -> dict[str, RawType]:
@@ -103,7 +105,7 @@ def _raw_type(feature: Feature, kind: pa.DataType) -> RawType:
         return "float"
     if number:
         return "int"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind) or _is_view(kind):
+    if is_text(kind) or pa.types.is_null(kind):
         return "string"
     raise UserError(f"{where} has a type that no feature takes; write it as integers, strings or floats")
 
@@ -111,6 +113,11 @@ def _raw_type(feature: Feature, kind: pa.DataType) -> RawType:
 def is_list(kind: pa.DataType) -> bool:
     """Whether it is any of Arrow's list types."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether it is any of Arrow's string types."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_view(kind))
 
 
 def _is_view(kind: pa.DataType) -> bool:
@@ -216,7 +223,7 @@ def groups(chunk: Chunk, column: str) -> pa.Array:
         )
     if _is_number(array.type) or pa.types.is_boolean(array.type):
         return pa.array(numbers(array, "int", column)[0])
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) or _is_view(array.type):
+    if is_text(array.type):
         return array.cast(pa.string())
     raise UserError(f"{chunk.file}: group key '{column}' is {array.type}; write integers or strings")
 
@@ -241,22 +248,40 @@ def oracles(chunk: Chunk, column: str) -> Float64Array:
 
 
 def times_of(chunk: Chunk, column: str) -> npt.NDArray[np.generic]:
-    """The time column as numbers that order the rows: int64 (of timestamps and dates, too) or float64.
+    """The time column as numbers that order the rows: int64 (of timestamps, dates and text, too) or float64.
 
     Raises:
         UserError: it holds anything else, or a row has no time.
     """
-    times = chunk.columns.column(column)
+    times = decoded(chunk.columns.column(column))
+    if is_text(times.type):
+        parsed = parsed_times(times)
+        if parsed is None:
+            wrong = next(row for row in range(len(times)) if parsed_times(times.slice(row, 1)) is None)
+            found = f"{times[wrong].as_py()!r:.40}, which is no time"
+            raise UserError(f"{chunk.place(wrong)}: time column '{column}' has {found}; write {_TIMES}")
+        times = parsed
     kind = times.type
     if pa.types.is_temporal(kind):
         times = times.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise UserError(f"{chunk.file}: time column '{column}' is {kind}; write numbers, timestamps or dates")
+        raise UserError(f"{chunk.file}: time column '{column}' is {kind}; write {_TIMES}")
     values_N = to_numpy(times.fill_null(0))
     missing_N = to_numpy(times.is_null(nan_is_null=True))
     if missing_N.any():
         raise UserError(f"{chunk.place(int(np.argmax(missing_N)))}: time column '{column}' is empty; drop such rows")
     return values_N.astype(np.float64 if values_N.dtype.kind == "f" else np.int64)
+
+
+def parsed_times(texts: pa.Array) -> pa.Array | None:
+    """Timestamps that stand as text, as ISO 8601 has them, all with a zone or all without; None if one is none."""
+    texts = texts.cast(pa.string())
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
+        try:
+            return texts.cast(kind).cast(pa.timestamp("us", kind.tz), safe=False)
+        except pa.ArrowInvalid:
+            continue
+    return None
 
 
 def teacher_logits(chunk: Chunk, column: str) -> Float32Array:

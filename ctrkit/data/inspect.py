@@ -32,6 +32,7 @@ from ctrkit.data.recipe_text import FeatureLine, recipe_text
 from ctrkit.data.side_guess import MANY_VALUES, guess_sides
 from ctrkit.data.source import ClickLog, open_log, require_columns
 from ctrkit.data.split import PARTS, find_parts
+from ctrkit.data.time_guess import LEAST_DAY, is_day, is_plain, is_time, least_held_out
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Int64Array
 
@@ -147,13 +148,20 @@ class _Look:
         """Decide what each column is: time, day, feature, or left out."""
         names = [name for name in self.sample.column_names if name != self.label]
         profiles = {name: profile(name, self.sample.column(name), self.label_N) for name in names}
-        times = [name for name, found in profiles.items() if _is_time(found)]
+        times = [name for name, found in profiles.items() if is_time(found) and not found.missing]
+        days = [name for name, found in profiles.items() if is_day(found)]
+        self.day = min(days, key=lambda name: len(naming.words(name)), default=None)
         self.time = min(times, key=lambda name: len(naming.words(name)), default=None)  # `timestamp`, not `update_time`
+        if self.time is None:
+            self.warnings += [
+                f"'{name}' could order the log, but {found.missing:,} of {found.rows:,} rows of the sample have none: "
+                "drop these, and the split can be by time"
+                for name, found in profiles.items()
+                if is_time(found)
+            ]
         for name, found in profiles.items():
-            if name != self.time:
-                if self.day is None and naming.is_day(name) and _is_plain(found) and found.distinct >= len(PARTS):
-                    self.day = name
-                elif (reason := self._reason_against(found)) is None:
+            if name not in (self.time, self.day):
+                if (reason := self._reason_against(found)) is None:
                     self.kept[name] = found
                     self._suspect(found)
                 else:
@@ -165,16 +173,18 @@ class _Look:
         unique = column.distinct > _NEAR_UNIQUE * column.rows and not column.is_list
         if name == self.group:
             return None
-        if name and name not in RESERVED and not _is_plain(column):
+        if name and name not in RESERVED and not is_plain(column):
             return self._type_against(column)
         other_time = f"that of the log is '{self.time}'" if self.time is not None else "but it does not order the log"
         reasons = {
             "it has no name": not name,
             "ctrkit uses the name; rename it": name in RESERVED,
             "constant: it tells the model nothing": column.is_constant,
-            f"a time; {other_time}": (naming.is_time(name) or _is_time(column)) and column.is_number,
-            "a time as text; written as a timestamp it could order the log": naming.is_time(name) and column.is_text,
-            "the day, which never comes back": naming.is_day(name),
+            f"a time; {other_time}": is_time(column) or (naming.is_time(name) and column.is_number),
+            "a time as text that ctrkit does not read; written as a timestamp it could order the log": (
+                naming.is_time(name) and column.is_text
+            ),
+            "a day, which never comes back": naming.is_day(name) or column.is_day_text,
             "numbers requests or sessions, which never come back": _numbers_requests(column),
         }
         for reason, holds in reasons.items():
@@ -188,24 +198,33 @@ class _Look:
                 f"'{name}' gives the label away (alone it ranks it with AUC {column.label_auc:.3f}); left out"
             )
             return f"gives the label away: AUC {column.label_auc:.3f} alone"
-        if naming.is_position(name):
-            self.warnings.append(
-                f"'{name}' is known only after ranking, so the model that serves cannot have it; left out "
-                "(a booster may: docs/methods.md, privileged)"
-            )
-            return "known only after ranking"
-        if naming.is_weight(name) and column.is_number:
-            self.warnings.append(f"'{name}' looks like how much an impression counts; left out")
-            return "looks like a weight; if it is how much an impression counts, name it columns.weight"
-        if naming.is_duration(name) and column.is_number:
-            self.warnings.append(f"'{name}' looks like how long somebody looked, known only after the click; left out")
-            return "looks like a duration, known only after the click"
-        if naming.is_score(name):
-            self.warnings.append(f"'{name}' looks like the score of a model or the true probability; left out")
-            return (
+        for holds, seems, reason in (
+            (
+                naming.is_position(name),
+                "is known only after ranking, so the model that serves cannot have it; left out "
+                "(a booster may: docs/methods.md, privileged)",
+                "known only after ranking",
+            ),
+            (
+                naming.is_weight(name) and column.is_number,
+                "looks like how much an impression counts; left out",
+                "looks like a weight; if it is how much an impression counts, name it columns.weight",
+            ),
+            (
+                naming.is_duration(name) and column.is_number,
+                "looks like how long somebody looked, known only after the click; left out",
+                "looks like a duration, known only after the click",
+            ),
+            (
+                naming.is_score(name),
+                "looks like the score of a model or the true probability; left out",
                 "looks like a score; if it is the true probability, name it columns.oracle; a model's can teach: "
-                "columns.teachers"
-            )
+                "columns.teachers",
+            ),
+        ):
+            if holds:
+                self.warnings.append(f"'{name}' {seems}")
+                return reason
         if unique and not (pa.types.is_floating(column.type) and not column.whole):
             self.warnings.append(f"'{name}' has a value of its own in nearly every row; left out")
             return "a value of its own in nearly every row"
@@ -234,8 +253,14 @@ class _Look:
         return f"type {kind}, which no feature takes"
 
     def split(self) -> dict[str, Any]:
-        """By day where there are enough of them, else by time, else at random."""
-        if self.day is not None:
+        """By day where there are enough of them, and enough rows in the last two; else by time, else at random."""
+        share = least_held_out(self.sample, self.day) if self.day is not None else 0.0
+        if self.day is not None and (share >= LEAST_DAY or self.time is None):
+            if share < LEAST_DAY:
+                self.warnings.append(
+                    f"of the last two values of '{self.day}', which validate and test, one has {share:.1%} of the "
+                    "rows: say in data.split how many days each part has"
+                )
             return {"by": "column", "column": self.day, "valid": 1, "test": 1}
         if self.time is not None:
             return {"by": "time", "valid": 0.1, "test": 0.1}
@@ -318,19 +343,3 @@ def _shared(one: pa.Array, other: pa.Array) -> int:
 def _numbers_requests(column: Profile) -> bool:
     many = column.distinct > MANY_VALUES and not pa.types.is_floating(column.type)
     return naming.is_request(column.name) and (naming.is_id(column.name) or many)
-
-
-def _is_plain(column: Profile) -> bool:
-    kind = column.type
-    return bool(column.is_number or column.is_text or pa.types.is_boolean(kind) or pa.types.is_date32(kind)) and not (
-        pa.types.is_date32(kind) and not naming.is_day(column.name)
-    )
-
-
-def _is_time(column: Profile) -> bool:
-    if column.is_list or column.missing:
-        return False
-    if pa.types.is_timestamp(column.type):
-        return True
-    named = naming.is_time(column.name) or (column.is_epoch and not naming.is_id(column.name))
-    return named and column.is_number and column.distinct > MANY_VALUES

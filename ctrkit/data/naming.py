@@ -26,6 +26,8 @@ _POSITION = {"position", "pos", "slot"}
 _TIME = {"timestamp", "time", "ts", "datetime"}
 _TIME_UNIT = {"ms", "us", "ns", "milli", "millis", "utc", "unix", "epoch"}
 _DURATION = {"dwell", "watch", "stay", "spent", "elapsed"}
+_OTHER_TIME = {"birth", "birthday", "release", "publish", "published", "signup", "registration", "registered", "join"}
+_OTHER_TIME |= {"joined", "launch", "start", "end", "expiry", "update", "updated", "modified"}
 _WEIGHT = {"w", "weight", "ipw", "propensity"}
 _OF_WEIGHT = {"sample", "row", "importance", "impression", "example", "instance"}
 _DAY = {"day", "date", "dt", "ds"}
@@ -75,6 +77,11 @@ def is_time(name: str) -> bool:
 def is_duration(name: str) -> bool:
     """Whether it is how long a person looked, which nobody knows before."""
     return bool(set(words(name)) & _DURATION)
+
+
+def is_other_time(name: str) -> bool:
+    """Whether it is a time or day in the life of a user or an ad: a birth, a release."""
+    return bool(set(words(name)) & _OTHER_TIME)
 
 
 def is_weight(name: str) -> bool:

@@ -276,7 +276,7 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "all rows of one time": (one_time, "leaves the train part empty"),
     "a time of text": (
         split_by({"by": "time"}, time="city"),
-        r"time column 'city' is string; write numbers, timestamps",
+        r", row 1: time column 'city' has '.*', which is no time; write numbers, timestamps",
     ),
     "a list of times, split at random": (
         split_by({"by": "random"}, time="recent_items"),

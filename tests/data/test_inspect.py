@@ -501,3 +501,50 @@ def test_where_gauc_would_rest_on_chance_training_watches_log_loss(tmp_path: Pat
     assert recipe.train.monitor == "gauc"
     _, recipe = look(tmp_path / "c", log(click=click, user_id=users, **split), rows=1000)  # of a sample nobody knows
     assert recipe.train.monitor == "gauc"
+
+
+TIMES = np.datetime64("2025-03-01T00:00:00") + np.arange(ROWS) * np.timedelta64(200, "s")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("zeit", [str(time).replace("T", " ") for time in TIMES]),
+        ("timestamp", pa.array([f"{time}.5+02:00" for time in TIMES]).dictionary_encode()),
+        ("event_time", [f"{time}Z" for time in TIMES]),
+    ],
+)
+def test_times_as_text_order_the_log(tmp_path: Path, column: str, values: Any) -> None:
+    _, recipe = look(tmp_path, log(**{column: values}))
+    assert (recipe.columns.time, recipe.data.split.by) == (column, "time")
+    prepared = prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
+    assert [prepared.rows(part) for part in ("train", "valid", "test")] == [3200, 400, 400]
+
+
+def test_days_as_text_are_known_without_a_name(tmp_path: Path) -> None:
+    _, recipe = look(tmp_path / "a", log(datum=[str(time)[:10] for time in TIMES]))
+    assert recipe.data.split.model_dump() == {"by": "column", "column": "datum", "valid": 1, "test": 1}
+    born = [f"19{u[-2:]:0>2}-03-01".replace("u", "0") for u in log()["user_id"].to_pylist()]
+    _, recipe = look(tmp_path / "b", log(birth_date=born, release_time=TIMES))
+    assert (recipe.data.split.by, recipe.columns.time) == ("random", None)  # neither tells when the ad was shown
+    assert not {"birth_date", "release_time"} & set(recipe.features)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.timestamp("s")])
+def test_a_time_with_holes_is_said(tmp_path: Path, kind: pa.DataType) -> None:
+    times = pa.array(1_760_000_000 + np.arange(ROWS), pa.int64(), mask=np.arange(ROWS) < 3).cast(kind)
+    found, recipe = look(tmp_path, log(ts=times))
+    assert recipe.data.split.by == "random"
+    assert "'ts' could order the log, but 3 of 4,000 rows of the sample have none: drop these" in "".join(
+        found.warnings
+    )
+
+
+def test_a_last_day_that_was_cut_short_does_not_test(tmp_path: Path) -> None:
+    days = np.minimum(np.arange(ROWS) // 660, 5) + (np.arange(ROWS) >= ROWS - 20)
+    found, recipe = look(tmp_path / "a", log(day=days))
+    assert recipe.data.split.by == "column"
+    assert any("'day', which validate and test, one has 0.5% of the rows" in warning for warning in found.warnings)
+    _, recipe = look(tmp_path / "b", log(day=days, ts=np.arange(ROWS)))
+    assert recipe.data.split.by == "time"
+    assert "day" not in recipe.features

@@ -91,11 +91,27 @@ def test_by_a_column_of_texts_or_dates(tmp_path: Path) -> None:
     assert rows(log)["test"] == [*range(900, 1000)]
 
 
-@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.date32()])
+KINDS = [
+    pa.int64(),
+    pa.float64(),
+    pa.timestamp("s"),
+    pa.timestamp("us", "UTC"),
+    pa.date32(),
+    pa.string(),
+    pa.dictionary,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_by_time_equal_times_stay_together(tmp_path: Path, kind: pa.DataType) -> None:
     times = pa.array(LOG["time"].to_pylist(), pa.int32() if kind == pa.date32() else pa.int64())
     shuffled = np.random.default_rng(3).permutation(1000)
-    log = LOG.set_column(2, "time", times.cast(kind)).take(shuffled)
+    if kind in (pa.string(), pa.dictionary):
+        texts = [f"{value}Z" if kind == pa.string() else str(value) for value in times.cast(pa.timestamp("s"))]
+        times = pa.array(texts).dictionary_encode() if kind == pa.dictionary else pa.array(texts)
+    else:
+        times = times.cast(kind)
+    log = LOG.set_column(2, "time", times).take(shuffled)
     parts = rows(open_(write(tmp_path, log), {"by": "time", "valid": 0.1, "test": 0.2}, "time"))
     # Three rows have one time; the cuts stand before rows 699 and 798, the beginnings of their threes.
     assert {part: sorted(found) for part, found in parts.items()} == {
