@@ -22,6 +22,8 @@ _CHECKED_ROWS = 1 << 16
 _DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What Arrow raises of a file that it cannot read."""
+_HEADER_BYTES = 1 << 16
+_SEPARATORS = {b";": "semicolons", b"\t": "tabs", b"|": "bars"}
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
 
 
@@ -190,7 +192,11 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
                 dictionaries = _dictionaries(schema, metadata)
         names = schema.names  # decodes them, which fails on a header that is no UTF-8
     except UNREADABLE as error:
+        if is_csv:
+            _check_separator(filesystem, path)
         raise UserError(_unreadable(path, is_csv, error, 0)) from error
+    if is_csv and len(names) == 1:
+        _check_separator(filesystem, path)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' stands in it twice; rename one of them")
@@ -237,6 +243,17 @@ def _open_csv(filesystem: Any, path: str, types: Mapping[str, pa.DataType]) -> A
             include_columns=list(types), column_types=types, null_values=_CSV_NULLS, strings_can_be_null=True
         ),
     )
+
+
+def _check_separator(filesystem: Any, path: str) -> None:
+    """Refuse a file whose header has no comma and another separator: all of it would be one column."""
+    with filesystem.open_input_stream(path) as stream:
+        header = stream.read(_HEADER_BYTES).partition(b"\n")[0]
+    found = next((name for mark, name in _SEPARATORS.items() if mark in header and b"," not in header), None)
+    if found is not None:
+        raise UserError(
+            f"{path}: its columns are separated by {found}; write it with commas and decimal points, or as Parquet"
+        )
 
 
 def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:

@@ -94,6 +94,17 @@ def test_empty_fields_of_csv_are_null_and_na_is_a_text(tmp_path: Path) -> None:
     assert log.schema.field("c").type == pa.string()
 
 
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_a_csv_without_commas_is_told_what_it_has(tmp_path: Path, mark: str, name: str) -> None:
+    for rows in ("1,5{0}2\n", "1{0}2\n"):  # a decimal comma makes two columns of the one
+        path = tmp_path / "log.csv.gz"
+        path.write_bytes(gzip.compress(("a{0}b\n" + rows).format(mark).encode()))
+        with pytest.raises(UserError, match=f"its columns are separated by {name}; write it with commas"):
+            open_log(str(path))
+    (tmp_path / "one.csv").write_text("a\n1;2\n")
+    assert read(open_log(str(tmp_path / "one.csv")), "a") == {"a": ["1;2"]}
+
+
 def test_any_name_may_be_read_if_the_format_is_given(tmp_path: Path) -> None:
     pq.write_table(LOG, tmp_path / "log.bin")
     with pytest.raises(UserError, match=r"set data\.format"):
