@@ -36,7 +36,8 @@ class Profile:
     skewed: bool
     """No value is negative and the mean lies far above the median."""
     label_auc: float
-    """How well the column alone ranks the label: AUC on rows that its values' click rates were not taken from."""
+    """How well the column alone ranks the label, or the length of its lists: AUC on rows that its values' click rates
+    were not taken from."""
     longest: int
     """Length below which 95 % of the lists are."""
     values: pa.Array
@@ -143,7 +144,7 @@ def profile(name: str, column: pa.ChunkedArray, label_N: npt.NDArray[np.bool_]) 
         distinct=len(values),
         whole=numbers_D is not None and bool((numbers_D == np.floor(numbers_D)).all()),
         skewed=not lists and _is_skewed(_numbers(array.drop_null())),
-        label_auc=0.5 if lists or len(values) == 0 else _label_auc(array, label_N),
+        label_auc=0.5 if len(values) == 0 else _label_auc(pc.list_value_length(array) if lists else array, label_N),
         longest=longest,
         values=values,
     )
@@ -196,6 +197,17 @@ def all_clicks(column: pa.ChunkedArray, group_N: Int64Array, label_N: npt.NDArra
     if users[code] < _FEW_USERS or float(label_N.mean()) ** int(users[code]) * len(shown) > _CHANCE:
         return None
     return array[int((codes_N == code).argmax())].as_py(), int(shown[code])
+
+
+def in_list(lists: pa.ChunkedArray, values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Which of N lists hold the value beside them."""
+    array, value = (decoded(column.combine_chunks()) for column in (lists, values))
+    parents = pc.list_parent_indices(array)
+    elements = decoded(pc.list_flatten(array)).cast(value.type)
+    same = pc.equal(elements, value.take(parents)).fill_null(False)
+    found_N = np.zeros(len(array), np.bool_)
+    found_N[to_numpy(parents.filter(same))] = True
+    return found_N
 
 
 def codes_of(array: pa.Array) -> Int64Array:

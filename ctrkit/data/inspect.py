@@ -21,6 +21,7 @@ from ctrkit.data.column_profile import (
     Profile,
     all_clicks,
     codes_of,
+    in_list,
     log_warnings,
     profile,
     sample_labels,
@@ -242,6 +243,16 @@ class _Look:
                 "only after the click, leave the feature out"
             )
 
+    def _suspect_list(self, name: str, shown: str) -> None:
+        """Warn of a history that holds what is shown where it was clicked: it was written down after the click."""
+        held_N = in_list(self.sample.column(name), self.sample.column(shown))
+        found = all_clicks(pa.chunked_array([held_N]), self._codes_of(self.group), self.label_N)
+        if found is not None and found[0]:
+            self.warnings.append(
+                f"all {found[1]:,} rows of the sample in which '{name}' holds the '{shown}' beside it are clicks: if "
+                "it was written down after the click, it gives the label away; leave it out"
+            )
+
     def _type_against(self, column: Profile) -> str:
         """Of a type that no feature takes; warned of unless it holds times or nothing."""
         kind = str(column.type) if len(str(column.type)) <= 60 else f"{str(column.type)[:57]}..."
@@ -285,6 +296,7 @@ class _Look:
             spec = dict(kinds[name])
             if column.is_list and (table := self._shared_table(column, kinds)) is not None:
                 spec["table"] = table
+                self._suspect_list(name, table)
             elif spec.get("kind") != "dense" and column.distinct > _RARE_SHARE * column.rows:
                 spec["min_count"] = 2
                 comments.append("many: ids seen once share a row; consider buckets")

@@ -105,6 +105,8 @@ RNG = np.random.default_rng(5)
         ("paid", LABEL + RNG.normal(size=ROWS) * 0.1, "gives the label away"),
         ("unpaid", RNG.normal(size=ROWS) * 0.1 - LABEL, "gives the label away"),
         ("dwell", pa.array(np.where(LABEL == 1, 3.0, np.nan), from_pandas=True), "gives the label away"),
+        ("bought", [["x"] * int(y) for y in LABEL], "gives the label away"),
+        ("basket", pa.array([[1, 2] if y else None for y in LABEL]), "gives the label away"),
         ("position", RNG.integers(1, 9, ROWS), "known only after ranking"),
         ("old_score", RNG.random(ROWS), "looks like a score"),
         ("w", RNG.choice([0.5, 1.0, 3.0], ROWS), "looks like a weight"),
@@ -548,3 +550,19 @@ def test_a_last_day_that_was_cut_short_does_not_test(tmp_path: Path) -> None:
     _, recipe = look(tmp_path / "b", log(day=days, ts=np.arange(ROWS)))
     assert recipe.data.split.by == "time"
     assert "day" not in recipe.features
+
+
+def test_a_history_that_was_written_after_the_click_is_said(tmp_path: Path) -> None:
+    table = log()
+    items, lists = table["item_id"].to_pylist(), table["recent_items"].to_pylist()
+    after = [
+        [i for i in seen if i != item] + [item] * int(y) for seen, item, y in zip(lists, items, LABEL, strict=True)
+    ]
+    for kind in (pa.list_(pa.int64()), pa.large_list(pa.int32())):
+        found, recipe = look(tmp_path, log(recent_items=pa.array(after, kind)))
+        assert recipe.features["recent_items"].table == "item_id"  # type: ignore[union-attr]
+        (warning,) = [w for w in found.warnings if "beside it are clicks" in w]
+        assert warning.startswith(f"all {LABEL.sum()} rows of the sample in which 'recent_items' holds the 'item_id'")
+    both = [[*seen[:1], item] for seen, item in zip(lists, items, strict=True)]  # also where it was not clicked
+    found, _ = look(tmp_path, log(recent_items=both))
+    assert not [w for w in found.warnings if "beside it are clicks" in w]
