@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--out", type=Path, help="directory of the run (default: runs/NAME)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, warnings only")
 
 
 def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +182,7 @@ def _add_slim_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the slimmable model (default: the last one)")
     parser.add_argument("--uniform", action="store_true", help="only widths that are one fraction of all layers")
     parser.add_argument("--out", type=Path, help="where the bundle goes (default: RUN/slim/bundle, or RUN/slim/widths)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, warnings only")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -226,7 +226,7 @@ def _run_in(options: argparse.Namespace, recipe: Recipe, directory: Path | None)
     from ctrkit.run import Run  # torch comes with it: only the verbs that train pay for that
 
     def say(line: str) -> None:
-        if not options.quiet:
+        if not options.quiet or line.startswith("  warning:"):  # what was lost or is idle is no progress
             print(line, file=sys.stderr, flush=True)
 
     return Run(recipe, directory or Path("runs") / recipe.name, quiet=options.quiet, say=say)

@@ -74,6 +74,25 @@ def test_what_is_being_done_goes_to_stderr_and_quiet_silences_it(capsys: Capture
     assert capsys.readouterr().err == ""
 
 
+def test_quiet_silences_no_warning(capsys: Capture, tmp_path: Path) -> None:
+    rows = {
+        "click": [0, 1] * 50,
+        "user_id": [1, 2, 3, 4] * 25,
+        "ad_id": [1, 2, 3, 4] * 25,
+        "new": pa.nulls(100, pa.string()),
+    }
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    arguments = ["init", str(tmp_path / "log.parquet"), "--label", "click", "--group", "user_id"]
+    assert main([*arguments, "--out", str(tmp_path / "mine.toml")]) == 0
+    capsys.readouterr()
+    new = 'features.new={side="context"}'
+    assert main(["prepare", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet", "--set", new]) == 0
+    assert (
+        capsys.readouterr().err
+        == "  warning: table 'new': no id occurs in the train part; it tells the model nothing\n"
+    )
+
+
 def test_prepare(capsys: Capture, done: list[str]) -> None:
     assert "train: 1,500 rows" in shown(capsys, ["prepare", *done])
     assert result(capsys, ["prepare", *done])["parts"]["train"]["rows"] == 1500
