@@ -286,13 +286,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if asked:
         raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
     run = _open_run(options, Path(options.recipe))
-    from ctrkit.summary import gap_closed, table
+    from ctrkit.summary import table
 
     evaluation = run.evaluation
-    gap = gap_closed(run.recipe, evaluation["networks"])
-    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
+    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": evaluation["gap_closed"]})
     shown += f"\n\nTheir predictions: {run.predictions}"
-    return {**evaluation, "gap_closed": gap, "predictions": str(run.predictions), "text": shown}
+    return {**evaluation, "predictions": str(run.predictions), "text": shown}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
