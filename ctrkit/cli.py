@@ -350,6 +350,7 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
         result = export_widths(slim, options.widths, place)
         lines = [
             f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
+            f"{_against_full(entry['difference'])}"
             for name, entry in result["widths"].items()
         ]
         return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
@@ -358,8 +359,15 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"
-    values = ", ".join(f"test {name} {result['test'][name]:.4f}" for name in ("gauc", "auc") if name in result["test"])
-    return {**result, "text": f"{shown}\n{kept}; {values}"}
+    test = result["test"]
+    values = f"test gauc {test.get('gauc', nan):.4f}{_against_full(test['difference'])}, auc {test.get('auc', nan):.4f}"
+    return {**result, "text": f"{shown}\n{kept}\n{values}"}
+
+
+def _against_full(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f" ({found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] against the full width)"
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:

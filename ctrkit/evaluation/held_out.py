@@ -15,7 +15,7 @@ from ctrkit.data.columns import GROUP, LABEL, ORACLE, SLICE, WEIGHT
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.evaluation.evaluate import ROWS_IN_MEMORY
-from ctrkit.metrics.bootstrap import bootstrap_intervals, share_of_gap
+from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap, share_of_gap
 from ctrkit.metrics.report import Report, evaluate_scores
 
 
@@ -51,6 +51,15 @@ class HeldOut:
             return None
         found = bootstrap_intervals(self._label, probability, self._columns[GROUP], metrics=["gauc"])["gauc"]
         return None if math.isnan(found.low) else [found.low, found.high]
+
+    def difference(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> dict[str, float] | None:
+        """GAUC of b less that of a with its interval over users; None if there is none."""
+        if not self.resampled:
+            return None
+        found = paired_bootstrap(self._label, a, b, self._columns[GROUP], metrics=["gauc"])["gauc"]
+        if math.isnan(found.low):
+            return None
+        return {"value": found.difference, "low": found.low, "high": found.high}
 
     def share_of_gap(
         self,
