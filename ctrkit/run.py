@@ -261,11 +261,14 @@ class Run:
             self.train(model)
         fingerprint = sha256({model: self._weights(model) for model in self.recipe.models})
         done = read_json(place)
-        if done is not None and done.get("fingerprint") == fingerprint:
+        predictions = self.predictions
+        written = all((predictions / f"{name}.parquet").exists() for name in (done or {}).get("networks", ()))
+        if done is not None and done.get("fingerprint") == fingerprint and written:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
-        held_out, predictions = HeldOut(self.log, "test"), self.predictions
+        place.unlink(missing_ok=True)  # should this one be killed, it would vouch for scores of other weights
+        held_out = HeldOut(self.log, "test")
         networks: dict[str, Any] = {}
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)
