@@ -270,11 +270,14 @@ class Run:
         weights = {model: self._weights(model) for model in self.recipe.models}
         fingerprint = sha256({"weights": weights, "version": ctrkit.__version__, "intervals": True})
         done = read_json(place)
-        if done is not None and done.get("fingerprint") == fingerprint:
+        predictions = self.predictions
+        written = all((predictions / f"{name}.parquet").exists() for name in (done or {}).get("networks", ()))
+        if done is not None and done.get("fingerprint") == fingerprint and written:
             self.say(f"evaluate: {place} is up to date")
             return done
         self.say(f"evaluate: {self.log.rows('test'):,} rows -> {place}")
-        held_out, predictions = HeldOut(self.log, "test"), self.predictions
+        place.unlink(missing_ok=True)  # should this one be killed, it would vouch for scores of other weights
+        held_out = HeldOut(self.log, "test")
         networks: dict[str, Any] = {}
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for name, score, multiplications in self._test_scores(held_out):

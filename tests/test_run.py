@@ -438,6 +438,39 @@ def test_damaged_results_are_made_again(copy: Path) -> None:
     assert any(line.startswith("evaluate: ") and "up to date" not in line for line in said)
 
 
+def test_an_evaluation_that_stopped_half_way_is_made_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old figures do not vouch for the scores of other weights that it has written by then."""
+    light = copy / "predictions" / "test" / "light.parquet"
+    scores = pq.read_table(light)["probability"]
+    kept = copy.with_name("kept")
+    shutil.copytree(copy / "models", kept)
+
+    save = HeldOut.save
+
+    def saved(held_out: HeldOut, path: Path, probability: Any) -> None:
+        if path.name == "booster.parquet":
+            raise UserError("the disk is full")
+        save(held_out, path, probability)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "save", saved)
+        run, _ = opened(copy, "train.epochs=1", "train.lr=0.05")
+        with pytest.raises(UserError, match="the disk is full"):
+            _ = run.evaluation
+    assert not pq.read_table(light)["probability"].equals(scores)
+    shutil.rmtree(copy / "models")
+    shutil.copytree(kept, copy / "models")  # back to the settings, and the weights, of before
+    del run
+    run, said = opened(copy)
+    _ = run.evaluation
+    assert pq.read_table(light)["probability"].equals(scores), said
+    light.unlink()
+    del run
+    run, _ = opened(copy)
+    assert run.evaluation["networks"].keys() >= {"light"}
+    assert pq.read_table(light)["probability"].equals(scores)
+
+
 def test_a_result_does_not_vouch_for_weights_of_another_recipe(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # trained with one recipe, killed while training with another, then called with the first again
     expected = weights(copy, "light")
