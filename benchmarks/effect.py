@@ -31,8 +31,9 @@ from ctrkit.config.recipe import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
 from ctrkit.evaluation.plots import draw_differences, save
 from ctrkit.metrics import METRICS
+from ctrkit.names import MEAN
 from ctrkit.request import read_requests
-from ctrkit.run import Run
+from ctrkit.run import Run, sha256
 from ctrkit.summary import measure_bundles
 
 HERE = Path(__file__).parent / "effect"
@@ -89,6 +90,7 @@ class Bench:
         """What the JSON line holds; None before the test part is read."""
         run = open_run(self.experiment, [(self.experiment.baseline, 0)], self.seeds[0], self.place)
         rows = {part: run.log.rows(part) for part in ("train", "valid", "test")}  # prepared before several would
+        log = run.log.fingerprint
         del run
         for method in self.experiment.methods:
             self._tune(method)
@@ -100,21 +102,32 @@ class Bench:
         if self.tune_only:
             return None
         chosen = list(self.experiment.chosen.items())
-        readings = self._count_reading(chosen)
+        readings = self._count_reading(log)
         trained = self._run([(chosen, seed) for seed in self.seeds], evaluate=True)
         found: dict[str, Any] = {"rows": rows, "seeds": self.seeds, "baseline": self.experiment.baseline}
         found |= {"readings_of_the_test_part": readings, **self._report(trained)}
         return {**found, "milliseconds": self._clock()} if self.clock else found
 
-    def _count_reading(self, chosen: Sequence[tuple[str, int]]) -> int:
-        """How many different sets of models the test part was read for, this one included: it should be one."""
-        path = self.place / "tested.json"
-        kept = [{method: self.experiment.settings(method, trial) for method, trial in chosen}, self.seeds]
-        seen = read_json(path) or {"readings": []}
-        if kept not in seen["readings"]:
-            seen["readings"].append(kept)
-            write_json(path, seen)
-        return len(seen["readings"])
+    def _count_reading(self, log: str) -> int:
+        """How many different sets of models the test part was read for, this one included: it should be one.
+
+        Sets differ by methods, seeds, and by whatever the chosen models depend on: a key of the recipe that was changed
+        by hand between two readings has been tuned on the test part.
+
+        Args:
+            log: fingerprint of the prepared log.
+        """
+        path, recipe = self.place / "tested.json", self._settings()["recipe_settings"]
+        of_models = sha256([log, *(recipe[key] for key in ("embedding", "towers", "models"))])
+        methods = {m: self.experiment.settings(m, trial) for m, trial in self.experiment.chosen.items()}
+        kept = [methods, self.seeds, of_models]
+        readings: list[Any] = (read_json(path) or {"readings": []})["readings"]
+        # older entries say methods and seeds alone
+        readings = [kept if each == kept[:2] and kept not in readings else each for each in readings]
+        if kept not in readings:
+            readings.append(kept)
+        write_json(path, {"readings": readings})
+        return len(readings)
 
     def _clock(self) -> dict[str, dict[str, Any]]:
         """What 400 ads cost: light and booster in one run, one thread, from raw values to probabilities."""
@@ -178,7 +191,7 @@ class Bench:
             rows.append([method, *shipped.cells(), f"{methods[method]['validation']:.4f}", seconds])
             rows += [[f"  {role}", *row.cells(), "", ""] for role, row in of_roles.items() if role]
             if len(roles) > 1 and experiment.methods[method]["objective"] in ("ensemble", "mutual_learning"):
-                mean = Row(scores, trained, model, [roles] * len(ships))
+                mean = Row(scores, trained, model, [[role for role in roles if role != MEAN]] * len(ships))
                 methods[method]["mean_of_all"] = mean.as_dict()
                 rows.append(["  mean of all", *mean.cells(), "", ""])
         print("test part; intervals of 95 % over users and seeds")

@@ -47,6 +47,9 @@ class Experiment:
             content = tomllib.loads(methods.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"{methods}: cannot be read: {error}") from error
+        missing = [key for key in ("methods", "baseline", "default") if key not in content]
+        if missing or content["baseline"] not in content["methods"]:
+            raise UserError(f"{methods}: give {missing[0] if missing else 'a baseline that is one of [methods]'}")
         found = {
             name: spec
             for name, spec in content["methods"].items()
@@ -58,14 +61,16 @@ class Experiment:
         counts = {name: len(spec.get("trials", [{}])) for name, spec in found.items() if not spec.get("ablation")}
         if len(set(counts.values())) > 1:
             raise UserError(f"{methods}: every method gets as many trials as the others, but they have {counts}")
-        booster = found.get(content.get("gap"), {}).get("tower")
-        if content.get("towers", {}).get(booster, {}).get("privileged"):
+        own = content.get("towers", {})
+        seers = {name for name, tower in load_recipe(recipe, overrides).towers.items() if tower.privileged} - own.keys()
+        seers |= {name for name, tower in own.items() if tower.get("privileged")}
+        if found.get(content.get("gap"), {}).get("tower") in seers:
             raise UserError(f"{methods}: gap names a booster that sees privileged features; name one that could serve")
         return cls(
             recipe,
             overrides,
             found,
-            content.get("towers", {}),
+            own,
             content["baseline"],
             content["default"],
             content.get("gap"),

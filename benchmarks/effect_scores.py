@@ -63,7 +63,8 @@ class Row:
         names = [[network_name(model, r) for r in ([role] if isinstance(role, str) else role)] for role in roles]
         self._own, self._against = scores.interval(names), scores.against_baseline(names)
         runs = [[each["networks"][name] for name in of] for each, of in zip(trained, names, strict=True)]
-        self._multiplications = sum(network["multiplications"] for network in runs[0])
+        costs = [sum(network["multiplications"] for network in of) for of in runs]
+        self._multiplications = max(costs)  # peers of several shapes: another one may ship for each seed
         self._runs = [of[0] for of in runs] if all(len(of) == 1 for of in runs) else []
 
     def as_dict(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.run import Run
 from ctrkit.slimming.autoslim import within
+from ctrkit.slimming.budget import ADS
 from ctrkit.slimming.slim import Slim
 from ctrkit.slimming.timing import side_by_side
 from ctrkit.training.predict import predict
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--resamples", type=int, default=2000, help="of the users (default: 2000)")
-    parser.add_argument("--ads", type=int, default=400, help="ads a request of the frontier (default: 400)")
+    parser.add_argument("--ads", type=int, default=ADS, help="ads a request of the frontier (default: 400)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
     parser.add_argument("--figure", type=Path, help="write the frontier as SVG to this file")
     options = parser.parse_args(argv)
@@ -112,7 +113,7 @@ class Benchmark:
     def _of_model(self, run: Run, model: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         weights = run.train(model)["weights"]
         place = run.directory / "scores" / f"{model}.npz"
-        key = f"{weights} {sorted(self.found.items())}"
+        key = f"{run.log.fingerprint} {weights} {sorted(self.found.items())}"
         if place.exists():
             with np.load(place) as kept:
                 if str(kept["key"]) == key:
@@ -129,19 +130,19 @@ class Benchmark:
         """AutoSlim on the first seed: towers of the measured latency of the uniform widths."""
         place = self.place / "autoslim.json"
         run = self.run(self.seeds[0])
-        key = run.train("slim")["weights"]
+        key, ads = run.train("slim")["weights"], self.options.ads
         done = read_json(place)
-        if done is None or done["key"] != key:
+        if done is None or (done["key"], done.get("ads", ADS)) != (key, ads):
             say("autoslim: measuring towers, then searching")
             slim = Slim(run, "slim")
-            cost = slim.measured_cost(self.options.ads, 200 if self.options.quick else 1000)
+            cost = slim.measured_cost(ads, 200 if self.options.quick else 1000)
             path = slim.path(cost)
             found = {}
             for role in _BUDGETS:
                 step = within(path, cost(slim.tower.channels(WIDTHS[role])))
                 if step is not None:
                     found[f"auto_{role}"] = list(step.widths)
-            done = {"key": key, "found": found, "fit_r2": cost.r2, "towers_measured": cost.count}
+            done = {"key": key, "ads": ads, "found": found, "fit_r2": cost.r2, "towers_measured": cost.count}
             write_json(place, done)
         self.found, self.fit = done["found"], done
 

@@ -33,7 +33,7 @@ from ctrkit.config.recipe import load_recipe, network_name
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
-from ctrkit.losses import binary_cross_entropy
+from ctrkit.losses import label_loss
 from ctrkit.metrics import churn
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
@@ -185,10 +185,12 @@ def noise_rise(network: Network, batches: Sequence[Batch]) -> dict[float, float]
     parameters = list(network.tower.parameters())
     before = [parameter.clone() for parameter in parameters]
 
+    weight_B = torch.cat([batch.weight_B for batch in batches])
+    label_B = torch.cat([batch.label_B for batch in batches])
+
     def loss() -> float:
-        labels = [batch.label_B for batch in batches]
-        losses = [binary_cross_entropy(network(batch), label_B) for batch, label_B in zip(batches, labels, strict=True)]
-        return float(torch.cat(losses).mean())
+        logit_B = torch.cat([network(batch) for batch in batches])
+        return float((weight_B * label_loss(logit_B, label_B, weight_B=weight_B)).sum() / weight_B.sum())
 
     start, generator, found = loss(), torch.Generator().manual_seed(0), {}
     for sigma in SIGMAS:
@@ -208,7 +210,7 @@ def noise_rise(network: Network, batches: Sequence[Batch]) -> dict[float, float]
 def similarity(objective: Objective, batch: Batch) -> dict[str, float]:
     """Linear CKA of the shipped network's last hidden layer to that of each other network."""
     ships = objective.inference_role()
-    own = _last_hidden(objective.networks()[ships], batch)
+    own = _last_hidden(objective.inference_model(), batch)
     return {
         role: linear_cka(own, _last_hidden(network, batch))
         for role, network in objective.networks().items()

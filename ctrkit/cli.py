@@ -9,7 +9,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,13 +286,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if asked:
         raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
     run = _open_run(options, Path(options.recipe))
-    from ctrkit.summary import gap_closed, table
+    from ctrkit.summary import table
 
     evaluation = run.evaluation
-    gap = gap_closed(run.recipe, evaluation["networks"])
-    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
+    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": evaluation["gap_closed"]})
     shown += f"\n\nTheir predictions: {run.predictions}"
-    return {**evaluation, "gap_closed": gap, "predictions": str(run.predictions), "text": shown}
+    return {**evaluation, "predictions": str(run.predictions), "text": shown}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -349,7 +349,8 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
 
         result = export_widths(slim, options.widths, place)
         lines = [
-            f"  {name}: {entry['multiplications']:,} multiplications, {_test_values(entry['metrics'])}"
+            f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
+            f"{_against_full(entry['difference'])}, pcoc {entry['metrics'].get('pcoc', nan):.4f}"
             for name, entry in result["widths"].items()
         ]
         return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
@@ -358,12 +359,18 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"
-    return {**result, "text": f"{shown}\n{kept}; {_test_values(result['test'])}"}
+    test = result["test"]
+    values = (
+        f"test gauc {test.get('gauc', nan):.4f}{_against_full(test['difference'])}, auc {test.get('auc', nan):.4f}, "
+    )
+    values += f"pcoc {test.get('pcoc', nan):.4f}"  # a narrow width that learnt for too short ranks, but is off
+    return {**result, "text": f"{shown}\n{kept}\n{values}"}
 
 
-def _test_values(metrics: Mapping[str, float]) -> str:
-    """How a width ranks, and how calibrated it is: a narrow one that was trained for too short is not."""
-    return ", ".join(f"test {name} {metrics[name]:.4f}" for name in ("gauc", "auc", "pcoc") if name in metrics)
+def _against_full(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f" ({found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] against the full width)"
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:

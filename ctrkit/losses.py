@@ -77,8 +77,9 @@ def kl_divergence(student_B: Tensor, teacher_B: Tensor, temperature: float = 1.0
     q_B = teacher_B.sigmoid()
     click_B = functional.logsigmoid(teacher_B) - functional.logsigmoid(student_B)
     none_B = functional.logsigmoid(-teacher_B) - functional.logsigmoid(-student_B)
-    # the sum is no smaller than zero, its rounding error may be
-    return (q_B * click_B + (1 - q_B) * none_B).clamp(min=0.0) * temperature**2
+    loss_B = q_B * click_B + (1 - q_B) * none_B
+    # no smaller than zero, but for its rounding error, which is taken off: a clamp would take off the gradient too
+    return (loss_B - loss_B.detach().clamp(max=0.0)) * temperature**2
 
 
 def mean_probability(logits: list[Tensor]) -> Tensor:

@@ -126,6 +126,17 @@ def test_soft_bce_is_kl_and_the_teachers_entropy() -> None:
     torch.testing.assert_close(soft_bce(LIGHT, BOOSTER), kl_divergence(LIGHT, BOOSTER) + entropy)
 
 
+@pytest.mark.parametrize(("temperature", "d"), [(1.0, 1e-4), (4.0, 1e-3), (20.0, 1e-2)])
+def test_a_student_near_its_teacher_hears_it_in_every_row(temperature: float, d: float) -> None:
+    # KL is of the order of d^2 and rounds to something below zero as often as above; its gradient is of the order of d
+    student = torch.linspace(-6, 4, 1000, requires_grad=True)
+    teacher = student.detach() + d
+    loss = kl_divergence(student, teacher, temperature)
+    p, q = ((logit.double() / temperature).sigmoid() for logit in (student.detach(), teacher))
+    assert (loss >= 0).all()
+    torch.testing.assert_close(gradient(loss, student).double(), temperature * (p - q), rtol=0.02, atol=1e-6)
+
+
 @settings(deadline=None)
 @given(st.floats(-80, 80, width=32), st.floats(-80, 80, width=32), st.floats(0.25, 16))
 def test_kl_is_finite_and_no_smaller_than_zero(student: float, teacher: float, temperature: float) -> None:

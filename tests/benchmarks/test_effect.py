@@ -1,7 +1,11 @@
 """The effect benchmark: methods tuned alike, taught by what was chosen, judged in pairs."""
 
+import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 
 from benchmarks import effect, why
 from benchmarks.effect_methods import Experiment
+from benchmarks.effect_scores import Row
 from ctrkit.errors import UserError
 from tests import networks, small_recipe
 
@@ -36,6 +41,12 @@ trials = [{}, { "hint.weight" = 2.0 }]
 [methods.peers]
 objective = "mutual_learning"
 peers = ["light", "light"]
+ablation = true
+
+[methods.mean]
+objective = "mutual_learning"
+peers = ["light", "light"]
+serve = "mean"
 ablation = true
 """
 
@@ -72,6 +83,42 @@ def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
         wrong.build([("taught", 1)], 0)
 
 
+def test_the_gap_is_to_a_booster_that_could_serve(tmp_path: Path) -> None:
+    def privileged(folder: Path, where: str) -> None:
+        text = METHODS.replace('tower = "booster"', 'tower = "seer"')
+        seer = "[towers.seer]\nhidden = [8]\nprivileged = true\n"
+        folder.mkdir()
+        (folder / "methods.toml").write_text(text + (seer if where == "methods" else ""))
+        recipe = small_recipe.write(folder)
+        recipe.write_text(recipe.read_text() + (seer if where == "recipe" else ""))
+        Experiment.load(recipe, folder / "methods.toml", [], None)
+
+    for where in ("methods", "recipe"):
+        with pytest.raises(UserError, match="names a booster that sees privileged features"):
+            privileged(tmp_path / where, where)
+
+
+def test_readings_of_the_test_part_are_counted_by_all_that_the_models_depend_on(tmp_path: Path) -> None:
+    def count(*overrides: str, seeds: int = 2, log: str = "a log", only: list[str] | None = None) -> int:
+        found = Experiment.load(small_recipe.write(tmp_path), tmp_path / "methods.toml", overrides, only)
+        found.chosen = dict.fromkeys(found.methods, 0)
+        options = argparse.Namespace(quick=False, seeds=seeds, tune_seeds=1, workers=1, tune_only=False, clock=False)
+        return effect.Bench(found, tmp_path, options)._count_reading(log)
+
+    (tmp_path / "methods.toml").write_text(METHODS)
+    assert [count(), count()] == [1, 1]
+    assert count("bench.ads=10") == 1  # no model depends on it
+    assert count("train.table_l2=0.1") == 2  # tuned by hand: looked at once more
+    assert count("towers.light.hidden=[4]") == 3
+    assert count(log="another log") == 4
+    assert count(seeds=1) == 5
+    assert count(only=["booster"]) == 6
+    assert count("train.table_l2=0.1") == 6
+    older = {"readings": [[{"light": {"objective": "pointwise", "tower": "light"}}, [0, 1]]]}
+    (tmp_path / "tested.json").write_text(json.dumps(older))  # does not say by which recipe
+    assert [count(only=["light"]), count("train.table_l2=0.1", only=["light"])] == [1, 2]
+
+
 def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
     recipe = small_recipe.write(tmp_path)
     (tmp_path / "methods.toml").write_text(METHODS)
@@ -98,6 +145,10 @@ def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
     assert found["best"] == "taught"  # the booster costs more, the peers are an ablation
     assert found["readings_of_the_test_part"] == 1
     assert peers["mean_of_all"]["multiplications"] == 2 * peers["shipped"]["multiplications"]
+    mean = found["methods"]["mean"]
+    assert mean["ships"] == ["mean", "mean"]
+    assert mean["mean_of_all"]["multiplications"] == peers["mean_of_all"]["multiplications"]
+    assert mean["mean_of_all"]["gauc"]["value"] == pytest.approx(gauc["mean"], abs=1e-4)
     assert found["gain"] == gains[found["best"]]
     assert found["gain_default"] == gains["taught"]
     assert "path" not in found["recipe_settings"]["data"]
@@ -109,6 +160,14 @@ def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
         {*peers["ships"]} if len({*peers["ships"]}) == 1 else set()
     )
     assert looked["light"]["churn"] > 0
+    assert looked["mean"]["cka"].keys() == {"peer0", "peer1"}
+
+
+def test_a_method_costs_what_its_costliest_seed_ships() -> None:
+    interval = SimpleNamespace(value=0.0, low=0.0, high=0.0, difference=0.0, p_value=1.0)
+    scores: Any = SimpleNamespace(interval=lambda _: interval, against_baseline=lambda _: interval)
+    trained = [{"networks": {"m_small": {"multiplications": 10}, "m_large": {"multiplications": 90}}}] * 2
+    assert Row(scores, trained, "m", ["small", "large"]).as_dict()["multiplications"] == 90
 
 
 def test_linear_cka() -> None:
@@ -125,4 +184,8 @@ def test_noise_leaves_the_weights_as_they_were() -> None:
     rises = why.noise_rise(network, [batch])
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     assert abs(rises[0.05]) < abs(rises[0.4])
+    unlabelled = replace(batch, label_B=torch.where(torch.arange(64) < 32, batch.label_B, torch.nan))
+    heavier = replace(batch, weight_B=torch.where(torch.arange(64) < 32, 1.0, 0.0))
+    assert why.noise_rise(network, [unlabelled]) == pytest.approx(why.noise_rise(network, [heavier]), abs=1e-5)
+    assert why.noise_rise(network, [unlabelled]) != pytest.approx(rises, abs=1e-5)
     assert np.isfinite(list(rises.values())).all()

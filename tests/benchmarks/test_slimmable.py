@@ -1,7 +1,10 @@
 """The benchmark of slimmable nets: its models, what is compared, and how latency is fitted."""
 
+import argparse
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,8 @@ from ctrkit.config.models import PointwiseConfig, SlimmableConfig
 from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.slimmable import SlimmableMLP
+from ctrkit.slimming.measured_cost import MeasuredCost
+from ctrkit.slimming.slim import Slim
 from tests import networks, small_recipe
 
 
@@ -70,3 +75,31 @@ def test_what_is_compared() -> None:
         ("alone_w0.5", "auto_w0.5_scratch"),
         ("auto_w0.5_scratch", "auto_w0.5_tuned"),
     ]
+
+
+def test_what_is_kept_is_of_these_settings_and_this_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoSlim's towers are of a latency, so of a number of ads; scores are of weights on a test part."""
+    asked: list[int] = []
+
+    def measured_cost(slim: Slim, ads: int, repeats: int) -> MeasuredCost:
+        asked.append(ads)
+        return MeasuredCost([(16, 8)], [1.0])
+
+    monkeypatch.setattr(Slim, "measured_cost", measured_cost)
+    values: dict[str, Any] = {
+        "set": ["train.epochs=1"],
+        "slim": ["multiple=2"],
+        "tower": "booster",
+        "seeds": 1,
+        "quick": False,
+    }
+    options = argparse.Namespace(**values, recipe=small_recipe.write(tmp_path), parts=["autoslim"], runs=tmp_path)
+    for ads, expected in ((20, [20]), (20, [20]), (50, [20, 50])):
+        options.ads = ads
+        benchmark = slimmable.Benchmark(options)
+        benchmark._search()
+        assert asked == expected
+    run = benchmark.run(0)
+    dict(benchmark._of_model(run, "slim"))
+    with np.load(run.directory / "scores" / "slim.npz") as kept:
+        assert run.log.fingerprint in str(kept["key"])
