@@ -20,7 +20,7 @@ from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
 from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim
-from ctrkit.slimming.budget import Budget
+from ctrkit.slimming.budget import Budget, rounded_up
 from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
@@ -285,7 +285,7 @@ class Slim:
     def _refusal(self, front: Sequence[Candidate], budget: Budget, taken: Mapping[str, float]) -> str:
         if budget.timed:
             name = min(taken, key=lambda each: taken[each])
-            nearest = f"{taken[name] / _MARGIN:.3f} ms"
+            nearest = f"{rounded_up(taken[name] / _MARGIN)} ms"
         else:
             name, nearest = front[-1].name, f"{front[-1].multiplications:,}"
         return (

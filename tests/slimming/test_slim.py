@@ -46,6 +46,10 @@ MULTIPLICATIONS = Budget("multiplications", 1e9)
     [
         ("p99 <= 0.5 ms @ 400 ads, 1 thread", Budget("p99", 0.5, 400)),
         ("p50<=300us", Budget("p50", 0.3, 400)),
+        ("p50 <= 300 µs", Budget("p50", 0.3, 400)),  # the sign for micro,
+        ("p50 <= 300 μs", Budget("p50", 0.3, 400)),  # and the Greek letter
+        ("p50 <= 0.01 us @ 1 ad", Budget("p50", 1e-5, 1)),
+        ("p50 <= 0.12349 ms", Budget("p50", 0.12349, 400)),
         (" p95 < .25 ms @ 1 ad ", Budget("p95", 0.25, 1)),
         ("multiplications <= 20000", Budget("multiplications", 20000.0, 400)),
     ],
@@ -283,6 +287,29 @@ def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
         model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(MULTIPLICATIONS))
     assert (tmp_path / "bundle").exists()
     assert not list((tmp_path / "bundle").iterdir())
+
+
+@pytest.mark.parametrize("slower", [0.0204, 0.475231, 12.3451])
+def test_the_nearest_budget_that_holds_does(
+    model: Slim, monkeypatch: pytest.MonkeyPatch, slower: float, tmp_path: Path
+) -> None:
+    """It is rounded up: what a refusal says can be asked for."""
+    monkeypatch.setattr(model, "measured", lambda found, _: {c.name: Percentile(slower, slower, slower) for c in found})
+    kept: list[str] = []
+
+    def exported(candidate: Candidate, budget: Budget, place: Path) -> dict[str, Any]:
+        place.mkdir()
+        kept.append(candidate.name)
+        return {"verified": {"value": slower, "low": slower, "high": slower}}
+
+    monkeypatch.setattr(model, "_exported", exported)
+    with pytest.raises(UserError) as refused:
+        model.choose(Budget("p50", slower / 2), tmp_path / "bundle", FRONT)
+    assert not kept
+    nearest = str(refused.value).partition("holds is ")[2].partition(", by")[0]
+    model.choose(Budget.parse(nearest), tmp_path / "bundle", FRONT)
+    assert kept == [FRONT[0].name]
+    assert Budget.parse(nearest).limit < 1.01 * slower / 0.95
 
 
 def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
