@@ -220,10 +220,8 @@ class Slim:
                 if result["verified"].get("busy"):
                     run.say(f"  warning: {BUSY}")
                 if kept:
-                    with atomic_directory(place) as new:
-                        (temporary / "bundle").rename(new)
                     result |= {"bundle": str(place), "measured": {n: vars(m) for n, m in measured.items()}}
-                    write_json(place.with_name(f"{place.name}.json"), result)
+                    put(temporary / "bundle", place, result)
                     return result
                 taken[candidate.name] = result["verified"]["high"]
         raise UserError(self._refusal(front, budget, taken))
@@ -292,6 +290,15 @@ class Slim:
             f"no width of '{self.model}' keeps {budget}: the nearest that holds is {budget.figure} <= {nearest}, by "
             f"{name}; ask for that, or train a slimmable model that goes lower"
         )
+
+
+def put(bundle: Path, place: Path, result: Mapping[str, Any]) -> None:
+    """Move a bundle to its place, and write what it is worth into a file beside it."""
+    beside = place.with_name(f"{place.name}.json")
+    with atomic_directory(place) as new:
+        bundle.rename(new)
+        beside.unlink(missing_ok=True)  # it tells of the old one
+    write_json(beside, result)
 
 
 def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

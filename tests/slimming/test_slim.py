@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
 from ctrkit.config.recipe import as_dict, load_recipe, read_recipe
@@ -276,6 +277,26 @@ def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
     assert found["verified"]["high"] <= limit
     assert Bundle.load(tmp_path / "bundle").manifest.multiplications == front[2].multiplications
     assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {"bundle", "bundle.json"}
+
+
+@pytest.mark.parametrize("what", [["--budget", "multiplications <= 2000"], ["--widths", "0.5"]])
+def test_a_bundle_never_has_the_figures_of_another_one_beside_it(
+    run: Path, what: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, or out of disk, after the new bundle came and before its figures did: better none."""
+    place = tmp_path / "bundle"
+    assert main(["slim", str(run), "--widths", "1", "--out", str(place), "--quiet"]) == 0
+    old = Bundle.load(place).manifest.multiplications
+
+    def full(path: Path, content: Any) -> None:
+        if path == tmp_path / "bundle.json":
+            raise UserError("the disk is full")
+        write_json(path, content)
+
+    monkeypatch.setattr(slim, "write_json", full)
+    assert main(["slim", str(run), *what, "--out", str(place), "--quiet"]) == 2
+    assert Bundle.load(place).manifest.multiplications < old
+    assert not (tmp_path / "bundle.json").exists()
 
 
 def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
