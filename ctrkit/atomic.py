@@ -46,7 +46,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
                 raise
         except OSError as error:
             if is_disk_full(error):
-                raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
+                raise _full(target) from error
             if error.filename is not None and str(error.filename).startswith(str(target.parent)):
                 raise UserError(f"{target}: cannot be written ({error.strerror}); give another path") from error
             raise
@@ -177,6 +177,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def disk_full_of(target: Path) -> Iterator[None]:
+    """Say by a UserError that the disk is full, and what was to be written: the system often names no file."""
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise _full(target) from error
+
+
+def _full(target: Path) -> UserError:
+    return UserError(f"{target}: the disk is full; free some space and run the command again")
 
 
 def is_disk_full(error: OSError) -> bool:
