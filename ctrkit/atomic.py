@@ -96,10 +96,13 @@ def temporary_directory(parent: Path, name: str) -> Iterator[Path]:
     """
     prefix = f".{name}-{platform.node()}-"  # some shared file systems lock for one machine only
     with ExitStack() as held:
-        with _directory_locked(parent, fcntl.LOCK_EX):  # nobody takes the new one for a leftover before it is locked
-            _remove_directories_left(parent, prefix)
-            directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=parent)))
-            held.enter_context(_directory_locked(directory, fcntl.LOCK_EX))
+        _remove_directories_left(parent, prefix)
+        new = Path(tempfile.mkdtemp(prefix=".unlocked-", dir=parent))
+        held.callback(shutil.rmtree, new, ignore_errors=True)
+        held.enter_context(_directory_locked(new, fcntl.LOCK_EX))
+        # named only now: nobody takes it for a leftover before it is locked
+        directory = new.rename(parent / new.name.replace(".unlocked-", prefix))
+        held.callback(shutil.rmtree, directory, ignore_errors=True)
         yield directory
 
 

@@ -141,13 +141,12 @@ class Slim:
         return found
 
     def _calibration(self) -> Iterable[Batch]:
-        rows = self.objective.calibration_rows
-        return calibration_batches(self.run.log, rows, self._seed) if rows else ()
+        """Rows that batch norm is calibrated on; looked at only where there is one."""
+        return calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
 
     @torch.no_grad()
     def _vectors(self) -> list[torch.Tensor]:
-        batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
-        return [self._embedding.vectors(batch).x_BX for batch in batches]
+        return [self._embedding.vectors(batch).x_BX for batch in self._calibration()]
 
     def judged(self, widths: Sequence[Channels], cost: Callable[[Channels], float] | None = None) -> list[Candidate]:
         """What each is worth on the validation part, costliest first; without those that a cheaper one beats.

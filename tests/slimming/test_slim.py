@@ -434,6 +434,19 @@ train = { epochs = 1 }
 """
 
 
+def test_a_tower_whose_batch_norm_is_calibrated_for_slim_alone(run: Path, tmp_path: Path) -> None:
+    """Shared statistics, the ablation: each width gets some of its own, on rows that its model says nothing of."""
+    shutil.copytree(run / "data", tmp_path / "run" / "data")
+    recipe = tmp_path / "small.toml"
+    text = SWITCHABLE.replace("switchable_batch_norm", "shared_batch_norm").replace("[0.25, 1.0]", "[0.75, 1.0]")
+    recipe.write_text(small_recipe.RECIPE + text)
+    slim = Slim(Run(load_recipe(recipe), tmp_path / "run", quiet=True))
+    assert slim.objective.calibration_rows == 0
+    front = slim.front(MULTIPLICATIONS)
+    found = slim.choose(MULTIPLICATIONS, tmp_path / "bundle", front)
+    assert found["widths"] == list(front[0].widths)
+
+
 def test_switchable_batch_norm_has_the_widths_that_it_was_trained_at(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "data", tmp_path / "run" / "data")
     recipe = tmp_path / "small.toml"
