@@ -20,7 +20,6 @@ from benchmarks.report import arguments, emit, table
 from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.run import Run
-from ctrkit.summary import gap_closed
 
 METRICS = ("gauc", "auc", "log_loss", "pcoc")
 
@@ -73,9 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             data_directory=place / "data",
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        evaluations.append(
-            {"networks": run.evaluation["networks"], "gap_closed": gap_closed(run.recipe, run.evaluation["networks"])}
-        )
+        evaluations.append(run.evaluation)
     networks = {
         network: {metric: _spread([e["networks"][network][metric] for e in evaluations]) for metric in METRICS}
         for network in evaluations[0]["networks"]

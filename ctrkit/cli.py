@@ -286,13 +286,12 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if asked:
         raise UserError(f"{options.recipe} is a recipe: {', '.join(asked)} go with a file or folder of predictions")
     run = _open_run(options, Path(options.recipe))
-    from ctrkit.summary import gap_closed, table
+    from ctrkit.summary import table
 
     evaluation = run.evaluation
-    gap = gap_closed(run.recipe, evaluation["networks"])
-    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": gap})
+    shown = table({"models": evaluation["networks"], "latency_ms": {}, "gap_closed": evaluation["gap_closed"]})
     shown += f"\n\nTheir predictions: {run.predictions}"
-    return {**evaluation, "gap_closed": gap, "predictions": str(run.predictions), "text": shown}
+    return {**evaluation, "predictions": str(run.predictions), "text": shown}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -351,6 +350,7 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
         result = export_widths(slim, options.widths, place)
         lines = [
             f"  {name}: {entry['multiplications']:,} multiplications, test gauc {entry['metrics'].get('gauc', nan):.4f}"
+            f"{_against_full(entry['difference'])}"
             for name, entry in result["widths"].items()
         ]
         return {**result, "text": "\n".join([f"{result['bundle']}:", *lines])}
@@ -360,8 +360,15 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
     how = "measured in a new process" if budget.timed else "counted in the bundle"
     kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, {how}"
-    values = ", ".join(f"test {name} {result['test'][name]:.4f}" for name in ("gauc", "auc") if name in result["test"])
-    return {**result, "text": f"{shown}\n{kept}; {values}"}
+    test = result["test"]
+    values = f"test gauc {test.get('gauc', nan):.4f}{_against_full(test['difference'])}, auc {test.get('auc', nan):.4f}"
+    return {**result, "text": f"{shown}\n{kept}\n{values}"}
+
+
+def _against_full(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    return f" ({found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}] against the full width)"
 
 
 def _bench(options: argparse.Namespace) -> dict[str, Any]:

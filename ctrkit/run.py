@@ -20,6 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 import ctrkit
 from ctrkit.atomic import lock, read_json, write_json
 from ctrkit.builders.check import check_networks
@@ -33,6 +36,7 @@ from ctrkit.data.prepare import prepare
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
+from ctrkit.evaluation.gap import gaps
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.export import Rewrites, export_bundle
 from ctrkit.export.gate import HeldOutRows, Limits
@@ -254,12 +258,17 @@ class Run:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`."""
+        """Metrics of every network of every model on the test part, and of the oracle; `evaluation.json`.
+
+        With the interval of GAUC over users, and the share that each taught network closes of its gap, None where there
+        is none.
+        """
         place = self.directory / "evaluation.json"
         self.check(self.recipe.models)
         for model in self.recipe.models:
             self.train(model)
-        fingerprint = sha256({model: self._weights(model) for model in self.recipe.models})
+        weights = {model: self._weights(model) for model in self.recipe.models}
+        fingerprint = sha256({"weights": weights, "version": ctrkit.__version__, "intervals": True})
         done = read_json(place)
         predictions = self.predictions
         written = all((predictions / f"{name}.parquet").exists() for name in (done or {}).get("networks", ()))
@@ -270,20 +279,34 @@ class Run:
         place.unlink(missing_ok=True)  # should this one be killed, it would vouch for scores of other weights
         held_out = HeldOut(self.log, "test")
         networks: dict[str, Any] = {}
+        scores: dict[str, npt.NDArray[np.float64]] = {}
+        for name, score, multiplications in self._test_scores(held_out):
+            networks[name] = {
+                **held_out.report(score).as_dict(),
+                "gauc_interval": held_out.interval(score),
+                "multiplications": multiplications,
+            }
+            held_out.save(predictions / f"{name}.parquet", score)
+            if held_out.resampled:
+                scores[name] = score
+        closed = {
+            gap.taught: held_out.share_of_gap(scores[gap.light], scores[gap.taught], scores[gap.booster])
+            for gap in gaps(self.recipe, networks)
+            if held_out.resampled
+        }
+        result = {"fingerprint": fingerprint, "part": "test", "networks": networks, "gap_closed": closed}
+        write_json(place, result)
+        return result
+
+    def _test_scores(self, held_out: HeldOut) -> Iterator[tuple[str, npt.NDArray[np.float64], int | None]]:
+        """Name, probabilities [rows] and multiplications of every network, and of the oracle."""
         for model in self.recipe.models:
             device = find_device(self.recipe.train_config(model).device)
             objective = self.trained(model).to(device)
             for role, probability in predict(objective, self.loader("test"), device).items():
-                name = network_name(model, role)
-                multiplications = objective.network(role).multiplications
-                networks[name] = {**held_out.report(probability).as_dict(), "multiplications": multiplications}
-                held_out.save(predictions / f"{name}.parquet", probability)
+                yield network_name(model, role), probability, objective.network(role).multiplications
         if held_out.oracle is not None:
-            networks["oracle"] = {**held_out.report(held_out.oracle).as_dict(), "multiplications": None}
-            held_out.save(predictions / "oracle.parquet", held_out.oracle)
-        result = {"fingerprint": fingerprint, "part": "test", "networks": networks}
-        write_json(place, result)
-        return result
+            yield "oracle", held_out.oracle, None
 
     # --- export
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config.models import DistillationConfig, PointwiseConfig, RocketLaunchingConfig
 from ctrkit.config.recipe import BEST, Recipe, network_name
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.bench.machine import processor
@@ -62,7 +61,7 @@ def summarize(run: "Run") -> dict[str, Any]:
         "machine": machine(),
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
-        "gap_closed": gap_closed(run.recipe, evaluation["networks"]),
+        "gap_closed": evaluation["gap_closed"],
         **cheaper_choice(run),
         "latency_ms": latency,
         "parity_max_abs_diff": bundle.manifest.parity_max_abs_diff,
@@ -84,33 +83,6 @@ def same_cost(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]], timed: 
         return towers.get(name, name), networks[name]["multiplications"]
 
     return [name for name in networks if cost(name) == cost(timed)]
-
-
-def gap_closed(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """(taught - light) / (booster - light) in test GAUC, by network that learns from another and can ship.
-
-    Those of rockets and distillation count whose tower is trained alone too, which is `light`, and whose boosters or
-    teachers are: `booster` is the best of these. Where it is not better there is no gap, and the network is left out.
-    """
-    alone: dict[str, str] = {}
-    for name, config in recipe.models.items():
-        if isinstance(config, PointwiseConfig):
-            alone.setdefault(config.tower, name)  # the first that trains a tower alone is its baseline
-    found = {}
-    for name, config in recipe.models.items():
-        if not isinstance(config, RocketLaunchingConfig | DistillationConfig) or config.towers[0] not in alone:
-            continue
-        light, taught = alone[config.towers[0]], network_name(name, config.roles[0])
-        low, reached = networks[light]["gauc"], networks[taught]["gauc"]
-        if isinstance(config, DistillationConfig):
-            teachers = set(config.teachers)
-        else:
-            teachers = {alone[tower] for tower in config.boosters if tower in alone}
-        others = [networks[model]["gauc"] for model in alone.values() if model != light and model in teachers]
-        high = max((value for value in others if value is not None), default=None)
-        if None not in (low, reached, high) and high > low:
-            found[taught] = float((reached - low) / (high - low))
-    return found
 
 
 def cheaper_choice(run: "Run") -> dict[str, Any]:
@@ -138,14 +110,16 @@ def table(summary: Mapping[str, Any]) -> str:
     Latency stands beside every network with the layers of one that was measured: it does not depend on the weights.
     """
     by_network = {name: timed for timed in summary["latency_ms"].values() for name in timed["networks"]}
-    header = ["network", "GAUC", "AUC", "log loss", "NE", "PCOC", "mult.", "p50 ms", "p99 ms"]
+    header = ["network", "GAUC", "95 %", "AUC", "log loss", "NE", "PCOC", "mult.", "p50 ms", "p99 ms"]
     rows = [header]
     for name, metrics in summary["models"].items():
         timed = by_network.get(name, {})
         rows.append(
             [
                 name,
-                *(_number(metrics[key], 4) for key in ("gauc", "auc", "log_loss", "normalized_entropy", "pcoc")),
+                _number(metrics["gauc"], 4),
+                _interval(metrics["gauc_interval"]),
+                *(_number(metrics[key], 4) for key in ("auc", "log_loss", "normalized_entropy", "pcoc")),
                 f"{metrics['multiplications']:,}" if metrics["multiplications"] is not None else "-",
                 _number(timed.get("p50"), 2),
                 _number(timed.get("p99"), 2),
@@ -160,11 +134,7 @@ def table(summary: Mapping[str, Any]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     if summary["gap_closed"]:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["gap_closed"].items())
-        lines.append(
-            f"\nOf the gap in GAUC between light and booster alone, these close: {shares} (one run: what another seed "
-            "would change is not in it)."
-        )
+        lines.append(f"\n{_gap(summary['gap_closed'])}")
     if summary.get("chosen_by_validation"):
         lines.append(
             f"\n{summary['exported']} goes online: of what costs least to serve, it has the best "
@@ -177,6 +147,28 @@ def table(summary: Mapping[str, Any]) -> str:
             f"--set export.model={better} ships it."
         )
     return "\n".join(lines)
+
+
+def _gap(closed: Mapping[str, Mapping[str, float | None] | None]) -> str:
+    shares = [
+        f"{name} {share['value']:.0%} [{_percent(share['low'])}, {_percent(share['high'])}]"
+        for name, share in closed.items()
+        if share is not None
+    ]
+    if not shares:
+        return "No gap in GAUC to close: no booster is better than its light tower alone by its interval over users."
+    return (
+        f"Of the gap in GAUC between light and booster alone, these close: {', '.join(shares)}. Intervals are over "
+        "users; this is one run, and what another seed would change is not in them."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _number(value: float | None, digits: int) -> str:

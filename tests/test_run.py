@@ -24,11 +24,12 @@ from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
+from ctrkit.metrics.bootstrap import bootstrap_intervals, share_of_gap
 from ctrkit.metrics.report import evaluate_scores
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.run import Run
-from ctrkit.summary import cheaper_choice, gap_closed, same_cost, summarize, table
+from ctrkit.summary import cheaper_choice, same_cost, summarize, table
 from ctrkit.train_model import trained
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.trainer import CHECKPOINTS
@@ -252,16 +253,21 @@ def test_light_and_booster_are_measured_with_the_same_item_table(copy: Path) -> 
 
 def test_the_table_for_people(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    shown = table({**summary, "gap_closed": {"rocket_light": 0.6, "distilled": -0.2}})
+    closed = {"rocket_light": {"value": 0.6, "low": 0.25, "high": None}, "distilled": None}
+    shown = table({**summary, "gap_closed": closed})
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
     header = lines["network"]
-    assert header[:4] == ["network", "GAUC", "AUC", "log"]
+    assert header[:6] == ["network", "GAUC", "95", "%", "AUC", "log"]
     light = summary["models"]["rocket_light"]
-    assert lines["rocket_light"][1:4] == [f"{light[key]:.4f}" for key in ("gauc", "auc", "log_loss")]
+    low, high = light["gauc_interval"]
+    assert low < light["gauc"] < high
+    shown_light = [f"{light['gauc']:.4f}", f"[{low:.4f},", f"{high:.4f}]", f"{light['auc']:.4f}"]
+    assert lines["rocket_light"][1:5] == shown_light
     assert lines["rocket_light"][-2] == f"{summary['latency_ms']['light']['p50']:.2f}"
     assert lines["rocket_booster"][-2] == f"{summary['latency_ms']['booster']['p50']:.2f}"
     assert lines["oracle"][-3:] == ["-", "-", "-"]
-    assert "alone, these close: rocket_light 60%, distilled -20% (one run" in shown
+    assert "alone, these close: rocket_light 60% [25%, -]. Intervals" in shown
+    assert "No gap in GAUC to close" in table({**summary, "gap_closed": {"rocket_light": None}})
     assert "gap" not in table({**summary, "gap_closed": {}})
     rival = {"exported": "rocket", "better_on_validation": "light", "monitor": "gauc"}
     assert "light costs the same and has the better gauc on validation: --set export.model=light" in table(
@@ -315,46 +321,38 @@ def test_a_model_as_cheap_and_better_on_validation_is_named(
     assert found == {**expected, "chosen_by_validation": False}
 
 
-@pytest.mark.parametrize(
-    ("light", "booster", "rocket", "closed"),
-    [
-        (0.632, 0.637, 0.635, 0.6),  # Table 5
-        (0.6, 0.7, 0.6, 0.0),
-        (0.6, 0.7, 0.5, -1.0),
-        (0.6, 0.6, 0.7, None),  # no gap
-        (0.7, 0.6, 0.8, None),
-        (None, 0.6, 0.8, None),
-    ],
-)
-def test_the_share_of_the_gap_that_is_closed(
-    tmp_path: Path, light: float | None, booster: float, rocket: float, closed: float | None
+def test_intervals_and_the_gap_are_those_of_the_metrics(finished_run: Path) -> None:
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    read = {name: pq.read_table(finished_run / f"predictions/test/{name}.parquet") for name in evaluation["networks"]}
+    label, users = read["light"]["label"].to_numpy(), read["light"]["group"]
+    scores = {name: table["probability"].to_numpy() for name, table in read.items()}
+    for name, metrics in evaluation["networks"].items():
+        expected = bootstrap_intervals(label, scores[name], users, metrics=["gauc"])["gauc"]
+        assert metrics["gauc_interval"] == [expected.low, expected.high]
+    ratio = share_of_gap(label, scores["light"], scores["rocket_light"], scores["booster"], users)
+    closed = None if ratio is None else {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+    assert evaluation["gap_closed"]["rocket_light"] == closed
+    held_out = HeldOut(PreparedLog.open(finished_run / "data"), "test")
+    half = (scores["light"] + scores["oracle"]) / 2
+    ratio = share_of_gap(label, scores["light"], half, scores["oracle"], users)
+    assert ratio is not None
+    closed = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+    assert held_out.share_of_gap(scores["light"], half, scores["oracle"]) == closed
+    assert 0 < ratio.value < 1
+
+
+def test_without_users_of_both_classes_or_with_weights_there_is_no_interval(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = opened(tmp_path / "run")
-    values = {"light": light, "booster": booster, "rocket_light": rocket, "rocket_booster": 0.9}
-    networks = {name: {"gauc": value} for name, value in values.items()}
-    assert gap_closed(run.recipe, networks) == ({} if closed is None else {"rocket_light": pytest.approx(closed)})
-
-
-def test_the_first_model_of_a_tower_is_its_baseline(tmp_path: Path) -> None:
-    run, _ = opened(tmp_path / "run", 'models.another={objective="pointwise",tower="light"}')
-    values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "another": 0.64}
-    networks = {name: {"gauc": value} for name, value in values.items()}
-    assert gap_closed(run.recipe, networks) == {"rocket_light": pytest.approx(0.5)}
-
-
-def test_a_distilled_tower_closes_the_gap_too(tmp_path: Path) -> None:
-    extra = 'models.taught={objective="distillation",student="light",teachers=["booster"]}'
-    run, _ = opened(tmp_path / "run", extra)
-    values = {"light": 0.6, "booster": 0.7, "rocket_light": 0.65, "taught": 0.72}
-    networks = {name: {"gauc": value} for name, value in values.items()}
-    assert gap_closed(run.recipe, networks) == {"rocket_light": pytest.approx(0.5), "taught": pytest.approx(1.2)}
-
-
-def test_no_gap_without_both_towers_alone(tmp_path: Path) -> None:
-    recipe = load_recipe(small_recipe.write(tmp_path))
-    models = {name: model for name, model in recipe.models.items() if name != "booster"}
-    networks = {"light": {"gauc": 0.6}, "rocket_light": {"gauc": 0.7}}
-    assert gap_closed(recipe.model_copy(update={"models": models}), networks) == {}
+    held_out = HeldOut(PreparedLog.open(finished_run / "data"), "test")
+    score = held_out.oracle
+    assert score is not None
+    assert held_out.interval(score) is not None
+    monkeypatch.setattr(HeldOut, "_label", np.zeros(len(held_out)))
+    assert held_out.interval(score) is None
+    monkeypatch.undo()
+    monkeypatch.setattr("ctrkit.evaluation.held_out.ROWS_IN_MEMORY", len(held_out) - 1)
+    assert held_out.interval(score) is None
 
 
 def test_names_of_networks() -> None:

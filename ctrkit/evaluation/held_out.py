@@ -1,5 +1,6 @@
 """A held-out part of a prepared log: what scores are judged by, and the file of predictions that keeps them."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ctrkit.atomic import atomic_file
 from ctrkit.data.columns import GROUP, LABEL, ORACLE, SLICE, WEIGHT
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
+from ctrkit.evaluation.evaluate import ROWS_IN_MEMORY
+from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap, share_of_gap
 from ctrkit.metrics.report import Report, evaluate_scores
 
 
@@ -35,7 +38,38 @@ class HeldOut:
 
     def report(self, probability: npt.NDArray[np.float64]) -> Report:
         """Every metric of the probabilities [rows] of one network."""
-        return evaluate_scores(self._columns[LABEL].to_numpy(), probability, self._columns[GROUP], self._column(WEIGHT))
+        return evaluate_scores(self._label, probability, self._columns[GROUP], self._column(WEIGHT))
+
+    @property
+    def resampled(self) -> bool:
+        """Whether there are intervals: rows have no weights, and are few enough to draw their users again."""
+        return self._column(WEIGHT) is None and len(self) <= ROWS_IN_MEMORY
+
+    def interval(self, probability: npt.NDArray[np.float64]) -> list[float] | None:
+        """The 95 % interval of GAUC over users, of the probabilities [rows] of one network; None if there is none."""
+        if not self.resampled:
+            return None
+        found = bootstrap_intervals(self._label, probability, self._columns[GROUP], metrics=["gauc"])["gauc"]
+        return None if math.isnan(found.low) else [found.low, found.high]
+
+    def difference(self, a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> dict[str, float] | None:
+        """GAUC of b less that of a with its interval over users; None if there is none."""
+        if not self.resampled:
+            return None
+        found = paired_bootstrap(self._label, a, b, self._columns[GROUP], metrics=["gauc"])["gauc"]
+        if math.isnan(found.low):
+            return None
+        return {"value": found.difference, "low": found.low, "high": found.high}
+
+    def share_of_gap(
+        self,
+        light: npt.NDArray[np.float64],
+        taught: npt.NDArray[np.float64],
+        booster: npt.NDArray[np.float64],
+    ) -> dict[str, float | None] | None:
+        """`ctrkit.metrics.share_of_gap` of the probabilities [rows] of three networks; None if there is no gap."""
+        found = share_of_gap(self._label, light, taught, booster, self._columns[GROUP])
+        return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
 
     def save(self, path: Path, probability: npt.NDArray[np.float64]) -> None:
         """Write a file of predictions, as `ctrkit.evaluation.predictions` reads it.
@@ -45,6 +79,11 @@ class HeldOut:
         """
         with atomic_file(path) as file:
             pq.write_table(self._carried.append_column("probability", pa.array(probability)), file)
+
+    @property
+    def _label(self) -> npt.NDArray[np.float64]:
+        label: npt.NDArray[np.float64] = self._columns[LABEL].to_numpy()
+        return label
 
     def _column(self, name: str) -> npt.NDArray[np.float64] | None:
         return self._columns[name].to_numpy() if name in self._columns.column_names else None

@@ -7,7 +7,6 @@ from typing import Any
 from ctrkit.atomic import temporary_directory
 from ctrkit.bundle import bundle_place
 from ctrkit.errors import UserError
-from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.export.widths import Width
 from ctrkit.manifest import MAX_WIDTHS
 from ctrkit.run import sha256
@@ -38,7 +37,7 @@ def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, A
     _warn_untrained(slim, towers)
     ordered = sorted(towers, key=lambda name: slim.tower.multiplications_at(towers[name]), reverse=True)
     channels = [towers[name] for name in ordered]
-    networks, reports = slim.networks(channels), slim.reports(channels, "test", HeldOut(slim.run.log, "test"))
+    networks, reports = slim.networks(channels), slim.against_full(channels)
     found = {}
     for name, (tower, network) in zip(ordered, networks.items(), strict=True):
         metrics = {key: value for key, value in reports[tower].items() if isinstance(value, float)}
@@ -48,7 +47,10 @@ def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, A
     with temporary_directory(made(place.parent), "slim") as temporary:
         new = temporary / "bundle"
         bundle = slim.run.write(widest.network, new, slim.model, dict(widest.metrics), fingerprint, widths=found)
-        entries = {name: entry.model_dump(mode="json") for name, entry in bundle.manifest.widths.items()}
+        entries = {
+            name: {**entry.model_dump(mode="json"), "difference": reports[tower]["difference"]}
+            for (name, entry), tower in zip(bundle.manifest.widths.items(), networks, strict=True)
+        }
         result = {"model": slim.model, "bundle": str(place), "widths": entries}
         put(new, place, result)
     return result

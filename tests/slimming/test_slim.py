@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from ctrkit.config.recipe import as_dict, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.nn.network import Network
+from ctrkit.objectives.co_training import CoTraining
 from ctrkit.request import read_requests
 from ctrkit.run import Run
 from ctrkit.slimming import slim, timing
 from ctrkit.slimming.budget import Budget
 from ctrkit.slimming.several_widths import export_widths
 from ctrkit.slimming.slim import Candidate, Slim
+from ctrkit.training.predict import predict
 from ctrkit_serving.latency import Percentile
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -147,6 +150,22 @@ def test_the_widest_within_multiplications(
     assert bundle.manifest.parity_max_abs_diff < 1e-5  # on held-out rows
     request = next(iter(read_requests(model.run.log.requests)))
     assert np.isfinite(scorer.score_request(request)).all()
+    # and what it loses is told
+    held_out, networks = HeldOut(model.run.log, "test"), model.networks([(64, 32), tuple(found["widths"])])
+    full, taken = predict(CoTraining(networks), model.run.loader("test")).values()
+    difference = found["test"]["difference"]
+    assert difference == held_out.difference(full, taken)
+    assert difference["value"] == pytest.approx(found["test"]["gauc"] - held_out.report(full).gauc)
+    assert difference["low"] < difference["value"] < difference["high"]
+
+
+def test_what_a_width_loses_is_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slim", str(run), "--widths", "1", "0.25", "--out", str(tmp_path / "bundle"), "--quiet"]) == 0
+    _, full, quarter = capsys.readouterr().out.splitlines()
+    assert "against" not in full
+    assert re.search(
+        r"test gauc 0\.\d{4} \([+-]0\.\d{4} \[[+-]0\.\d{4}, [+-]0\.\d{4}\] against the full width\)", quarter
+    )
 
 
 def test_too_few_multiplications_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,6 +415,12 @@ def test_several_widths_in_one_bundle(
         expected = Scorer.load(alone)
         for request in requests:
             np.testing.assert_array_equal(scorer.score_request(request, width=name), expected.score_request(request))
+        if name == "1":
+            assert entry["difference"] is None
+        else:
+            assert entry["difference"]["value"] == pytest.approx(
+                entry["metrics"]["gauc"] - found["widths"]["1"]["metrics"]["gauc"]
+            )
         if name != "24x16":
             of_run = evaluation[{"1": "slim_w1.0", "0.25": "slim_w0.25"}[name]]
             assert entry["metrics"]["gauc"] == pytest.approx(of_run["gauc"])

@@ -28,7 +28,7 @@ STAGE_EDGES = 1e-3 * np.array([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 20
 SCORE_EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9])
 REASONS = (
     "ok", "bad_request", "unauthorized", "not_found", "method", "timeout", "too_large", "queue_full", "deadline",
-    "not_ready", "draining", "scoring_failed", "internal",
+    "arriving", "not_ready", "draining", "scoring_failed", "internal",
 )  # fmt: skip
 """What became of a request, as metrics name it."""
 

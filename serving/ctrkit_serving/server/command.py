@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     precision = "of the graphs; a version without int8 is refused by a server of int8 (default: exact)"
     parser.add_argument("--precision", choices=("exact", "int8"), default="exact", help=precision)
     option("max_body", int, "bytes of a request")
+    option("max_arriving", int, "bytes of requests that have not arrived whole, in a worker")
     option("max_ads", int, "ads of a request")
     option("max_connections", int, "open connections of a worker")
     option("request_timeout_s", float, "seconds that a request may take to arrive")

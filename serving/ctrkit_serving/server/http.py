@@ -46,6 +46,8 @@ class HttpServer:
     ) -> None:
         self.settings, self.early, self.handle, self.refused = settings, early, handle, refused
         self.connections: set[Connection] = set()
+        self.arriving = 0
+        """Bytes of bodies that are not whole yet."""
         self.closing = False
         """Whether every answer from now on ends its connection."""
         self.date = b""
@@ -81,14 +83,14 @@ class Connection(asyncio.Protocol):
         self._ending: float | None = None
         self._since = time.monotonic()
         self._paused = False
-        self._at_once = 0
+        self._at_once = self._held = 0
         self._start()
 
     def _start(self) -> None:
         """Make ready for the next request of the connection."""
+        self._let_go()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._chunks: list[bytes] = []
         self._head_bytes = self._head_lines = self._body_bytes = self._unparsed = 0
         self._in_request = False
         self._refusal = None
@@ -105,6 +107,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self.gone = True
+        self._let_go()
         self.server.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
@@ -216,6 +219,10 @@ class Connection(asyncio.Protocol):
             self._stop(RequestError(413, "too_large", f"a body of more than {limit} bytes"))
         if self._refusal is None:
             self._chunks.append(body)
+            self._held += len(body)
+            self.server.arriving += len(body)
+            if self.server.arriving > self.server.settings.max_arriving:
+                self._stop(RequestError(503, "arriving", "overloaded: too many large requests arrive at once", 1))
 
     def on_message_complete(self) -> None:
         """It is whole."""
@@ -291,7 +298,14 @@ class Connection(asyncio.Protocol):
         exchange.keep_alive = False
         self._failed = None
         self._deaf = True  # answers of earlier requests come first; nothing more is read
+        self._let_go()
         exchange.respond_error(error)
+
+    def _let_go(self) -> None:
+        """Of the part of a body that has arrived."""
+        self.server.arriving -= self._held
+        self._held = 0
+        self._chunks: list[bytes] = []
 
     def _end(self) -> None:
         self._exchanges.clear()

@@ -38,6 +38,8 @@ class Settings:
     """Of the graphs; a version without int8 is refused by a server of int8."""
     max_body: int = 16 * 2**20
     """Bytes of a request."""
+    max_arriving: int = 256 * 2**20
+    """Bytes of requests that have not arrived whole, in one worker; the next is answered 503."""
     max_ads: int = 10_000
     """Ads of a request."""
     max_connections: int = 1000
@@ -82,6 +84,7 @@ class Settings:
             "port": (self.port, 0, 65535), "grpc_port": (self.grpc_port or 0, 0, 65535),
             "workers": (self.workers, 0, MAX_WORKERS), "queue": (self.queue, 1, 10**6),
             "deadline_ms": (self.deadline_ms, 0.1, 3.6e6), "max_body": (self.max_body, 1024, 2**31),
+            "max_arriving": (self.max_arriving, self.max_body, 2**40),
             "max_ads": (self.max_ads, 1, 10**6), "max_connections": (self.max_connections, 1, 10**6),
             "request_timeout": (self.request_timeout_s, 0.1, 3600), "idle_timeout": (self.idle_timeout_s, 0.1, 86400),
             "poll": (self.poll_s, 0, 86400), "latency_ads": (self.latency_ads, 1, 10**6),

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ctrkit_serving.server import http
+from ctrkit_serving.server.board import REASONS
 from ctrkit_serving.server.exchange import Exchange
 from ctrkit_serving.server.http import Connection, HttpServer
+from ctrkit_serving.server.protocol import RequestError
 from ctrkit_serving.server.settings import Settings
 
 BIG = b"x" * 400_000
@@ -27,8 +29,13 @@ class Site:
             Settings(Path(), **settings),  # type: ignore[arg-type]
             lambda _: None,
             self.handle,
-            lambda error: self.refused.append(error.status),
+            self.refuse,
         )
+
+    def refuse(self, error: RequestError) -> None:
+        """Keep what was answered; metrics must know its reason."""
+        assert error.reason in REASONS
+        self.refused.append(error.status)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer, or keep it."""
@@ -251,3 +258,41 @@ def test_pipelined_requests_are_answered_in_order_when_an_early_one_takes_long()
         assert received.index(b"the first") < received.index(b"GET ")
 
     talk(site, client)
+
+
+def test_bodies_that_arrive_at_once_are_bounded() -> None:
+    site = Site(max_body=100_000, max_arriving=150_000)
+    head = b"POST /x HTTP/1.1\r\nContent-Length: 100000\r\n\r\n"
+
+    async def client(connection: socket.socket) -> None:
+        others = [await _beside(connection) for _ in range(2)]
+        await send(connection, head + bytes(80_000))
+        await until(lambda: site.server.arriving == 80_000)
+        await send(others[0], head + bytes(80_000))  # 160,000 in all
+        answer = await _answer(others[0])
+        assert b" 503 " in answer
+        assert b"Retry-After: 1" in answer
+        assert site.server.arriving == 80_000  # what was refused is forgotten
+        await send(connection, bytes(20_000))
+        assert b" 200 " in await _answer(connection)
+        assert site.server.arriving == 0
+        await send(others[1], head + bytes(80_000))
+        await until(lambda: site.server.arriving == 80_000)
+        others[1].close()  # so is what nobody will complete
+        await until(lambda: site.server.arriving == 0)
+        others[0].close()
+
+    talk(site, client)
+    assert site.refused == [503, 400]
+    assert site.paths == [b"/x"]
+
+
+async def _beside(connection: socket.socket) -> socket.socket:
+    other = socket.socket()
+    other.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(other, connection.getpeername())
+    return other
+
+
+async def _answer(connection: socket.socket) -> bytes:
+    return await asyncio.get_running_loop().sock_recv(connection, 4096)
