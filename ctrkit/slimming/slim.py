@@ -14,7 +14,7 @@ from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.metrics.report import METRICS
-from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
@@ -136,7 +136,7 @@ class Slim:
                 way_out = 'take one of those, or train with norm = "universal_batch_norm" or without batch norm'
                 raise UserError(f"model '{self.model}': {error}; {way_out}") from error
             if rows:
-                calibrate(tower, rows)
+                calibrate_batch_norm(tower, rows)
             found["x".join(map(str, each))] = Network(self._embedding, tower)
         return found
 
