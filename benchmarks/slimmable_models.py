@@ -9,7 +9,7 @@ import torch
 from ctrkit.config.models import SlimmableConfig
 from ctrkit.config.recipe import Recipe, as_dict
 from ctrkit.errors import UserError
-from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.nn.slimmable import SlimmableMLP, SlimmableNorm
@@ -125,7 +125,7 @@ def _slices(
     for role, each in widths.items():
         tower = network.tower.slice(each, statistics=False).eval()
         if calibrated:
-            calibrate(tower, rows)
+            calibrate_batch_norm(tower, rows)
         found[f"{name} {role}"] = Network(network.embedding, tower)
     return found
 

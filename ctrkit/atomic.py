@@ -46,7 +46,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
                 raise
         except OSError as error:
             if is_disk_full(error):
-                raise UserError(f"{target}: the disk is full; free some space and run the command again") from error
+                raise _full(target) from error
             if error.filename is not None and str(error.filename).startswith(str(target.parent)):
                 raise UserError(f"{target}: cannot be written ({error.strerror}); give another path") from error
             raise
@@ -96,10 +96,13 @@ def temporary_directory(parent: Path, name: str) -> Iterator[Path]:
     """
     prefix = f".{name}-{platform.node()}-"  # some shared file systems lock for one machine only
     with ExitStack() as held:
-        with _directory_locked(parent, fcntl.LOCK_EX):  # nobody takes the new one for a leftover before it is locked
-            _remove_directories_left(parent, prefix)
-            directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=parent)))
-            held.enter_context(_directory_locked(directory, fcntl.LOCK_EX))
+        _remove_directories_left(parent, prefix)
+        new = Path(tempfile.mkdtemp(prefix=".unlocked-", dir=parent))
+        held.callback(shutil.rmtree, new, ignore_errors=True)
+        held.enter_context(_directory_locked(new, fcntl.LOCK_EX))
+        # named only now: nobody takes it for a leftover before it is locked
+        directory = new.rename(parent / new.name.replace(".unlocked-", prefix))
+        held.callback(shutil.rmtree, directory, ignore_errors=True)
         yield directory
 
 
@@ -177,6 +180,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+@contextmanager
+def disk_full_of(target: Path) -> Iterator[None]:
+    """Say by a UserError that the disk is full, and what was to be written: the system often names no file."""
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise _full(target) from error
+
+
+def _full(target: Path) -> UserError:
+    return UserError(f"{target}: the disk is full; free some space and run the command again")
 
 
 def is_disk_full(error: OSError) -> bool:

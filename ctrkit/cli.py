@@ -358,7 +358,8 @@ def _slim(options: argparse.Namespace) -> dict[str, Any]:
     result = slim.choose(budget, place, front)
     unit, digits = (" ms", 3) if budget.timed else ("", 0)
     shown = f"{result['bundle']}: widths {result['widths']}, {result['multiplications']:,} multiplications"
-    kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, measured in a new process"
+    how = "measured in a new process" if budget.timed else "counted in the bundle"
+    kept = f"{budget.figure} {result['verified']['value']:,.{digits}f}{unit} of {budget}, {how}"
     test = result["test"]
     values = (
         f"test gauc {test.get('gauc', nan):.4f}{_against_full(test['difference'])}, auc {test.get('auc', nan):.4f}, "

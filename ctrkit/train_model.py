@@ -257,7 +257,7 @@ class ModelTraining:
 
         def evaluate(objective: Objective) -> dict[str, Report]:
             if objective.calibration_rows:
-                objective.calibrate(self._sample(objective.calibration_rows, device))
+                objective.calibrate_batch_norm(self._sample(objective.calibration_rows, device))
             predicted = predict(objective, valid, device, ranks)
             return ranks.on_first(lambda: {role: report(probability) for role, probability in predicted.items()})
 

@@ -118,3 +118,20 @@ def test_a_directory_whose_writer_fails_stays_as_it_was(tmp_path: Path) -> None:
 def test_two_writers_of_one_directory(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "data"), pytest.raises(UserError, match="data: another process is writing it"):
         fill_directory(tmp_path / "data", "other")
+
+
+_NESTED = """
+import sys
+from pathlib import Path
+from ctrkit.atomic import temporary_directory
+with temporary_directory(Path(sys.argv[1]), "outer") as outer, temporary_directory(outer, "inner") as inner:
+    print([path.name.split("-")[0] for path in (outer, inner)], [path.name for path in outer.iterdir()] == [inner.name])
+"""
+
+
+def test_a_temporary_directory_may_hold_another(tmp_path: Path) -> None:
+    """`ctrkit slim` exports into its own; a process must not wait for itself."""
+    command = [sys.executable, "-c", _NESTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert done.stdout == "['.outer', '.inner'] True\n", done.stderr
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctrkit.atomic import disk_full_of, temporary_directory
 from ctrkit.bundle import MODEL, WEIGHTS, Bundle, Golden, write_bundle
 from ctrkit.data.batch import Batch
 from ctrkit.encoding import Encoding
@@ -103,7 +104,7 @@ def export_bundle(
 
     Raises:
         UserError: ONNX Runtime and torch differ, the file of ads is not fit, or there are approximations of several
-            widths; nothing is written then.
+            widths, or the disk is full; nothing is written then.
     """
     rewrites = rewrites or Rewrites()
     if widths and rewrites.approximate:
@@ -114,8 +115,8 @@ def export_bundle(
     if rewrites.approximate and judged is None:
         raise UserError("an approximation needs held-out rows that judge it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
-        export = _Export(network, encoding, Path(temporary), rewrites, held_out, judged, say)
+    with disk_full_of(directory), temporary_directory(directory.parent, "export") as temporary:
+        export = _Export(network, encoding, temporary, rewrites, held_out, judged, say)
         export.write(requests[:NUM_GOLDEN], widths or {})
         return write_bundle(
             directory,

@@ -29,8 +29,8 @@ class SlimmableMLP(Tower):
         none                    needs nothing: every width works as it was trained
         layer_norm              nor does this: over the width's channels; scale and shift shared, their first channels
         switchable_batch_norm   scale, shift and statistics of its own for each of `widths`; no other width works
-        universal_batch_norm    scale and shift shared, their first channels; training keeps no statistics, `calibrate`
-                                measures them afterwards for each of `widths` (`ctrkit.nn.calibration`)
+        universal_batch_norm    scale and shift shared, their first channels; training keeps no statistics: those
+                                of each of `widths` are measured afterwards (`ctrkit.nn.batch_norm_calibration`)
         shared_batch_norm       all shared, statistics too: what fails, for the ablation
 
     Args:
@@ -170,7 +170,7 @@ class SlimmableMLP(Tower):
 
         Args:
             widths: which.
-            statistics: False leaves those of its batch norm to `ctrkit.nn.calibration.calibrate`.
+            statistics: False leaves those of its batch norm to `ctrkit.nn.batch_norm_calibration.calibrate_batch_norm`.
 
         Raises:
             ValueError: the width has no statistics.

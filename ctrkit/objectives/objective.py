@@ -34,7 +34,7 @@ class Objective(nn.Module, ABC):
     """Steps that it takes on each batch, one after another; each has losses of its own."""
 
     calibration_rows = 0
-    """Rows of the training part that `calibrate` wants before an evaluation; 0: it has nothing to calibrate."""
+    """Rows of the training part that `calibrate_batch_norm` wants before an evaluation; 0: it has nothing to do."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class Objective(nn.Module, ABC):
         """Name in `towers` of what a network's tower is, or is a view of."""
         return tower_name(role)
 
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Measure what training leaves unknown, on `calibration_rows` of its rows, before an evaluation."""
+    def calibrate_batch_norm(self, batches: Iterable[Batch]) -> None:
+        """Measure the statistics that training leaves out, on `calibration_rows` of its rows, before an evaluation."""
 
     def networks(self) -> Mapping[str, Network]:
         """Every network that can predict, by its role."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss, mean_probability, soft_bce
 from ctrkit.names import SLIMMABLE
-from ctrkit.nn.calibration import calibrate_widths
+from ctrkit.nn.batch_norm_calibration import calibrate_widths
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP, Widths
@@ -200,6 +200,6 @@ class Slimmable(Objective):
         return {role: self._logit(role, read) for role in self.networks()}
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Batch]) -> None:
+    def calibrate_batch_norm(self, batches: Iterable[Batch]) -> None:
         """Measure the statistics of every width, of a universally slimmable batch norm."""
         calibrate_widths(self.tower, [self._embedding.vectors(batch).x_BX for batch in batches])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss
-from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.slimmable import SlimmableMLP
 
@@ -123,5 +123,5 @@ class WidthLosses:
     def sliced(self, widths: Channels) -> nn.Module:
         """The plain tower of a width, calibrated."""
         tower = self.tower.slice(widths, statistics=False).eval()
-        calibrate(tower, self._calibration)
+        calibrate_batch_norm(tower, self._calibration)
         return tower

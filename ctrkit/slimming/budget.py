@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any, Literal
+
+import numpy as np
 
 from ctrkit.errors import UserError
 
 _PATTERN = re.compile(
-    r"(?P<figure>p50|p95|p99|multiplications)\s*<=?\s*(?P<limit>\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|us|µs|microseconds)?"
+    r"(?P<figure>p50|p95|p99|multiplications)\s*<=?\s*(?P<limit>\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)\s*(?P<unit>ms|us|\u00b5s|\u03bcs|microseconds)?"
     r"(?:\s*@\s*(?P<ads>\d{1,9})\s*ads?)?(?:\s*,\s*(?P<threads>\d{1,9})\s*threads?)?"
 )
 ADS = 400
@@ -59,4 +62,15 @@ class Budget:
     def __str__(self) -> str:
         if not self.timed:
             return f"multiplications <= {self.limit:,.0f}"
-        return f"{self.figure} <= {self.limit:.3g} ms @ {self.ads} ads, 1 thread"
+        return f"{self.figure} <= {_digits(self.limit, 6)} ms @ {self.ads} ads, 1 thread"
+
+
+def rounded_up(milliseconds: float) -> str:
+    """A latency to three digits, no lower than it is: a budget that it keeps."""
+    last = 10.0 ** (floor(log10(milliseconds)) - 2)
+    return _digits(ceil(milliseconds / last) * last, 3)
+
+
+def _digits(value: float, count: int) -> str:
+    """Without an exponent, which no budget has."""
+    return np.format_float_positional(value, precision=count, fractional=False, trim="-")

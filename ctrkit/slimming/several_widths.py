@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctrkit.atomic import write_json
+from ctrkit.atomic import temporary_directory
 from ctrkit.bundle import bundle_place
 from ctrkit.errors import UserError
 from ctrkit.export.widths import Width
 from ctrkit.manifest import MAX_WIDTHS
 from ctrkit.run import sha256
 from ctrkit.slimming.autoslim import Channels
-from ctrkit.slimming.slim import Slim
+from ctrkit.slimming.slim import Slim, put
+from ctrkit.slimming.timing import made
 
 
 def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, Any]:
@@ -43,13 +44,15 @@ def export_widths(slim: Slim, widths: Sequence[str], place: Path) -> dict[str, A
         found[name] = Width(network, metrics)
     widest = found[ordered[0]]
     fingerprint = sha256([slim.run.train(slim.model)["weights"], [[name, towers[name]] for name in ordered]])
-    bundle = slim.run.write(widest.network, place, slim.model, dict(widest.metrics), fingerprint, widths=found)
-    entries = {
-        name: {**entry.model_dump(mode="json"), "difference": reports[tower]["difference"]}
-        for (name, entry), tower in zip(bundle.manifest.widths.items(), networks, strict=True)
-    }
-    result = {"model": slim.model, "bundle": str(place), "widths": entries}
-    write_json(place.with_name(f"{place.name}.json"), result)
+    with temporary_directory(made(place.parent), "slim") as temporary:
+        new = temporary / "bundle"
+        bundle = slim.run.write(widest.network, new, slim.model, dict(widest.metrics), fingerprint, widths=found)
+        entries = {
+            name: {**entry.model_dump(mode="json"), "difference": reports[tower]["difference"]}
+            for (name, entry), tower in zip(bundle.manifest.widths.items(), networks, strict=True)
+        }
+        result = {"model": slim.model, "bundle": str(place), "widths": entries}
+        put(new, place, result)
     return result
 
 

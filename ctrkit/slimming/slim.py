@@ -14,13 +14,13 @@ from ctrkit.data.batch import Batch
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.metrics.report import METRICS
-from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
 from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim
-from ctrkit.slimming.budget import Budget
+from ctrkit.slimming.budget import Budget, rounded_up
 from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
@@ -136,18 +136,17 @@ class Slim:
                 way_out = 'take one of those, or train with norm = "universal_batch_norm" or without batch norm'
                 raise UserError(f"model '{self.model}': {error}; {way_out}") from error
             if rows:
-                calibrate(tower, rows)
+                calibrate_batch_norm(tower, rows)
             found["x".join(map(str, each))] = Network(self._embedding, tower)
         return found
 
     def _calibration(self) -> Iterable[Batch]:
-        rows = self.objective.calibration_rows
-        return calibration_batches(self.run.log, rows, self._seed) if rows else ()
+        """Rows that batch norm is calibrated on; looked at only where there is one."""
+        return calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
 
     @torch.no_grad()
     def _vectors(self) -> list[torch.Tensor]:
-        batches = calibration_batches(self.run.log, self.objective.calibration_rows or CALIBRATION_ROWS, self._seed)
-        return [self._embedding.vectors(batch).x_BX for batch in batches]
+        return [self._embedding.vectors(batch).x_BX for batch in self._calibration()]
 
     def judged(self, widths: Sequence[Channels], cost: Callable[[Channels], float] | None = None) -> list[Candidate]:
         """What each is worth on the validation part, costliest first; without those that a cheaper one beats.
@@ -237,10 +236,8 @@ class Slim:
                 if result["verified"].get("busy"):
                     run.say(f"  warning: {BUSY}")
                 if kept:
-                    with atomic_directory(place) as new:
-                        (temporary / "bundle").rename(new)
                     result |= {"bundle": str(place), "measured": {n: vars(m) for n, m in measured.items()}}
-                    write_json(place.with_name(f"{place.name}.json"), result)
+                    put(temporary / "bundle", place, result)
                     return result
                 taken[candidate.name] = result["verified"]["high"]
         raise UserError(self._refusal(front, budget, taken))
@@ -301,13 +298,22 @@ class Slim:
     def _refusal(self, front: Sequence[Candidate], budget: Budget, taken: Mapping[str, float]) -> str:
         if budget.timed:
             name = min(taken, key=lambda each: taken[each])
-            nearest = f"{taken[name] / _MARGIN:.3f} ms"
+            nearest = f"{rounded_up(taken[name] / _MARGIN)} ms"
         else:
             name, nearest = front[-1].name, f"{front[-1].multiplications:,}"
         return (
             f"no width of '{self.model}' keeps {budget}: the nearest that holds is {budget.figure} <= {nearest}, by "
             f"{name}; ask for that, or train a slimmable model that goes lower"
         )
+
+
+def put(bundle: Path, place: Path, result: Mapping[str, Any]) -> None:
+    """Move a bundle to its place, and write what it is worth into a file beside it."""
+    beside = place.with_name(f"{place.name}.json")
+    with atomic_directory(place) as new:
+        bundle.rename(new)
+        beside.unlink(missing_ok=True)  # it tells of the old one
+    write_json(beside, result)
 
 
 def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

@@ -1,5 +1,9 @@
 """From a network to a bundle: its golden scores are torch's, and what differs is not written."""
 
+import errno
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +148,48 @@ def test_a_graph_that_differs_from_torch_leaves_what_was_there(
         exported(network, tmp_path / "fresh", held_out=[])  # the golden requests alone would tell
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["bundle"]
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ctrkit.export import export
+from tests import networks
+from tests.export.test_export import exported
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+export.write_bundle = die
+exported(networks.network(), Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next(network: Network, tmp_path: Path) -> None:
+    """Its graphs and weights are as large as the tables: a run killed now and then would fill the disk."""
+    place = tmp_path / "bundle"
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(place)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not place.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    exported(network, place)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["bundle"]
+
+
+def test_a_full_disk_is_said_with_the_place_and_leaves_what_was_there(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "bundle"
+    exported(network, place)
+
+    def write_model(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as the closing of a file says it: without its name
+
+    monkeypatch.setattr(export, "write_model", write_model)
+    with pytest.raises(UserError, match=r"bundle: the disk is full; free some space"):
+        exported(network, place)
+    assert Bundle.load(place).manifest.name == "rocket_light"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["bundle"]
 
 
 def tampered(arrays: NetworkArrays) -> NetworkArrays:

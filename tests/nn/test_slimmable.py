@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctrkit.nn.calibration import calibrate, calibrate_widths, pooled_statistics
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm, calibrate_widths, pooled_statistics
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.slimmable import FixedWidth, Norm, SlimmableMLP
 
@@ -160,16 +160,16 @@ def test_calibration_is_one_batch_of_all_rows(widths: tuple[int, ...]) -> None:
     np.testing.assert_allclose(made(x, widths=widths).detach().numpy(), expected, atol=1e-5)
     other = made.slice(widths, statistics=False).eval()
     assert not torch.allclose(other(x), made(x, widths=widths))
-    calibrate(other, [x])
+    calibrate_batch_norm(other, [x])
     torch.testing.assert_close(other(x), made(x, widths=widths))
 
 
 def test_calibration_leaves_the_mode_as_it_was() -> None:
     made = MLP(10, (4,), batch_norm=True)
-    calibrate(made, [rows()])
+    calibrate_batch_norm(made, [rows()])
     assert made.training
     assert not made.eval().training
-    calibrate(made, [rows()])
+    calibrate_batch_norm(made, [rows()])
     assert not made.training
 
 

@@ -154,7 +154,7 @@ def test_calibration_gives_every_width_its_statistics() -> None:
     assert slimmable().calibration_rows == 0
     batches = [networks.batch(64, seed=seed) for seed in range(3)]
     before = objective.eval().logits(batches[0])
-    objective.calibrate(batches)
+    objective.calibrate_batch_norm(batches)
     after = objective.logits(batches[0])
     assert all(not torch.allclose(before[role], after[role]) for role in WIDTHS)
     x_BX = torch.cat([objective.tables()[0].vectors(batch).x_BX for batch in batches])

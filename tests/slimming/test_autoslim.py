@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctrkit.losses import binary_cross_entropy
-from ctrkit.nn.calibration import calibrate
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.slimmable import Norm, SlimmableMLP
 from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.objectives.slimmable import Slimmable
@@ -105,7 +105,7 @@ def test_a_network_starts_from_a_slice(norm: Norm) -> None:
     start_from_slice(Pointwise(fresh), source, batches)
     expected = tower.slice((11, 3), statistics=False).eval()
     if tower.has_batch_norm:
-        calibrate(expected, [tables.vectors(batch).x_BX for batch in batches])
+        calibrate_batch_norm(expected, [tables.vectors(batch).x_BX for batch in batches])
     torch.testing.assert_close(fresh.eval()(batches[0]), expected(tables.vectors(batches[0]).x_BX))
     with torch.no_grad():
         next(iter(tables.stacks.values())).zero_()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
 from ctrkit.cli import main
 from ctrkit.config.recipe import as_dict, load_recipe, read_recipe
@@ -49,6 +50,10 @@ MULTIPLICATIONS = Budget("multiplications", 1e9)
     [
         ("p99 <= 0.5 ms @ 400 ads, 1 thread", Budget("p99", 0.5, 400)),
         ("p50<=300us", Budget("p50", 0.3, 400)),
+        ("p50 <= 300 µs", Budget("p50", 0.3, 400)),  # the sign for micro,
+        ("p50 <= 300 μs", Budget("p50", 0.3, 400)),  # and the Greek letter
+        ("p50 <= 0.01 us @ 1 ad", Budget("p50", 1e-5, 1)),
+        ("p50 <= 0.12349 ms", Budget("p50", 0.12349, 400)),
         (" p95 < .25 ms @ 1 ad ", Budget("p95", 0.25, 1)),
         ("multiplications <= 20000", Budget("multiplications", 20000.0, 400)),
     ],
@@ -295,6 +300,26 @@ def test_a_bundle_that_fails_its_second_measurement_makes_way_for_a_cheaper_one(
     assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {"bundle", "bundle.json"}
 
 
+@pytest.mark.parametrize("what", [["--budget", "multiplications <= 2000"], ["--widths", "0.5"]])
+def test_a_bundle_never_has_the_figures_of_another_one_beside_it(
+    run: Path, what: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, or out of disk, after the new bundle came and before its figures did: better none."""
+    place = tmp_path / "bundle"
+    assert main(["slim", str(run), "--widths", "1", "--out", str(place), "--quiet"]) == 0
+    old = Bundle.load(place).manifest.multiplications
+
+    def full(path: Path, content: Any) -> None:
+        if path == tmp_path / "bundle.json":
+            raise UserError("the disk is full")
+        write_json(path, content)
+
+    monkeypatch.setattr(slim, "write_json", full)
+    assert main(["slim", str(run), *what, "--out", str(place), "--quiet"]) == 2
+    assert Bundle.load(place).manifest.multiplications < old
+    assert not (tmp_path / "bundle.json").exists()
+
+
 def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
     model: Slim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -304,6 +329,29 @@ def test_what_no_width_keeps_is_refused_and_an_old_bundle_stays(
         model.choose(Budget("p99", 2.0), tmp_path / "bundle", model.front(MULTIPLICATIONS))
     assert (tmp_path / "bundle").exists()
     assert not list((tmp_path / "bundle").iterdir())
+
+
+@pytest.mark.parametrize("slower", [0.0204, 0.475231, 12.3451])
+def test_the_nearest_budget_that_holds_does(
+    model: Slim, monkeypatch: pytest.MonkeyPatch, slower: float, tmp_path: Path
+) -> None:
+    """It is rounded up: what a refusal says can be asked for."""
+    monkeypatch.setattr(model, "measured", lambda found, _: {c.name: Percentile(slower, slower, slower) for c in found})
+    kept: list[str] = []
+
+    def exported(candidate: Candidate, budget: Budget, place: Path) -> dict[str, Any]:
+        place.mkdir()
+        kept.append(candidate.name)
+        return {"verified": {"value": slower, "low": slower, "high": slower}}
+
+    monkeypatch.setattr(model, "_exported", exported)
+    with pytest.raises(UserError) as refused:
+        model.choose(Budget("p50", slower / 2), tmp_path / "bundle", FRONT)
+    assert not kept
+    nearest = str(refused.value).partition("holds is ")[2].partition(", by")[0]
+    model.choose(Budget.parse(nearest), tmp_path / "bundle", FRONT)
+    assert kept == [FRONT[0].name]
+    assert Budget.parse(nearest).limit < 1.01 * slower / 0.95
 
 
 def test_a_new_process_measures_a_bundle(run: Path, finished_run: Path) -> None:
@@ -411,6 +459,19 @@ sampling = "list"
 widths = [0.25, 1.0]
 train = { epochs = 1 }
 """
+
+
+def test_a_tower_whose_batch_norm_is_calibrated_for_slim_alone(run: Path, tmp_path: Path) -> None:
+    """Shared statistics, the ablation: each width gets some of its own, on rows that its model says nothing of."""
+    shutil.copytree(run / "data", tmp_path / "run" / "data")
+    recipe = tmp_path / "small.toml"
+    text = SWITCHABLE.replace("switchable_batch_norm", "shared_batch_norm").replace("[0.25, 1.0]", "[0.75, 1.0]")
+    recipe.write_text(small_recipe.RECIPE + text)
+    slim = Slim(Run(load_recipe(recipe), tmp_path / "run", quiet=True))
+    assert slim.objective.calibration_rows == 0
+    front = slim.front(MULTIPLICATIONS)
+    found = slim.choose(MULTIPLICATIONS, tmp_path / "bundle", front)
+    assert found["widths"] == list(front[0].widths)
 
 
 def test_switchable_batch_norm_has_the_widths_that_it_was_trained_at(run: Path, tmp_path: Path) -> None:

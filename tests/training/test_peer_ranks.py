@@ -1,12 +1,13 @@
 """Peers in processes of their own learn what peers in one process learn."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests import small_recipe
-from tests.training.test_ranks import run_model
+from tests.training.test_ranks import command, quiet, run_model
 
 PEERS = (
     "data.synthetic.rows=6000",
@@ -41,3 +42,16 @@ def test_two_processes_train_a_peer_each_as_one_process_trains_both(recipe: Path
     for role in ("peer0", "peer1"):  # both are judged, whoever trained them
         assert valid[1]["valid"][role]["log_loss"] == pytest.approx(valid[0]["valid"][role]["log_loss"], abs=1e-4)
     assert valid[0]["valid"]["peer0"] != valid[0]["valid"]["peer1"]
+
+
+def test_three_processes_for_two_peers_are_refused_in_one_line_before_anything_is_made(
+    recipe: Path, tmp_path: Path
+) -> None:
+    line = command(recipe, tmp_path / "run", tmp_path / "losses.json", 3, *PEERS, model="peers", base=())
+    done = subprocess.run(line, capture_output=True, text=True, env=quiet(), check=False)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("ctrkit: ")]
+    assert said == [
+        "ctrkit: model 'peers': 2 peers over 3 processes: each process trains one, so start as many as peers"
+    ]
+    assert not (tmp_path / "run").exists()

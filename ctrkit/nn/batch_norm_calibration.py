@@ -10,7 +10,7 @@ from ctrkit.nn.slimmable import SharedNorm, SlimmableMLP
 
 
 @torch.no_grad()
-def calibrate(tower: MLP, parts: Sequence[Tensor]) -> None:
+def calibrate_batch_norm(tower: MLP, parts: Sequence[Tensor]) -> None:
     """Set the statistics of a tower's batch norms to mean and variance over all rows, as if they were one batch.
 
     One pass over the rows, layer by layer: a layer is measured on what the layers below give with their new statistics.
@@ -41,7 +41,7 @@ def calibrate_widths(tower: SlimmableMLP, parts: Sequence[Tensor]) -> None:
         return
     for widths in tower.widths:
         sliced = tower.slice(widths, statistics=False)
-        calibrate(sliced, parts)
+        calibrate_batch_norm(sliced, parts)
         norms = [layer for layer in sliced.layers if isinstance(layer, nn.BatchNorm1d)]
         for norm, own in zip(norms, tower.norms, strict=True):
             assert isinstance(own, SharedNorm)
