@@ -23,10 +23,15 @@ tower = "light"
 objective = "pointwise"
 tower = "booster"
 
+# light and booster together on one set of tables: each learns from the labels and from the other's opinion
 [models.rocket]
 objective = "rocket_launching"
 light = "light"
 booster = "booster"
+route = "none"
+hint = { loss = "kl", weight = 1.0 }
+# also on candidates nobody saw: user and context of one impression, the ad of another
+unexposed = 1.0
 
 # four light nets, each with tables of its own, that teach the one that ships
 [models.ensemble]
@@ -39,7 +44,6 @@ student = "light"
 teachers = ["ensemble"]
 label_weight = 0.5
 hint = { loss = "soft_bce", weight = 0.5 }
-# also on candidates nobody saw: user and context of one impression, the ad of another
 unexposed = 1.0
 
 # of the models that cost least to serve, the one that is best on the validation part goes online

@@ -473,13 +473,13 @@ def test_an_ad_that_no_name_tells_is_seen_in_the_rows(tmp_path: Path) -> None:
         "stunde": "context",
     }
     assert any("'artikel' is taken for it" in warning for warning in found.warnings)
-    assert recipe.models["distilled"].unexposed == 1.0  # type: ignore[union-attr]
+    assert recipe.models["distilled"].unexposed == recipe.models["rocket"].unexposed == 1.0  # type: ignore[union-attr]
 
 
 def test_without_an_ad_the_recipe_has_no_candidates_that_nobody_saw(tmp_path: Path) -> None:
     users, hours = RNG.integers(0, 200, ROWS), RNG.integers(0, 24, ROWS)
     found, recipe = look(tmp_path, pa.table({"click": LABEL, "user_id": users, "stunde": hours}))
-    assert recipe.models["distilled"].unexposed == 0.0  # type: ignore[union-attr]
+    assert recipe.models["distilled"].unexposed == recipe.models["rocket"].unexposed == 0.0  # type: ignore[union-attr]
     assert any("no column seems to be of what was shown" in warning for warning in found.warnings)
 
 
