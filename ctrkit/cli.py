@@ -111,13 +111,13 @@ def _parser() -> argparse.ArgumentParser:
 
     init = verb("init", _init, "Look at a click log and write a recipe to start from.")
     init.add_argument("log", help="file, folder or URI of the log")
-    init.add_argument("--label", required=True, help="column that says 0 or 1")
-    init.add_argument("--group", required=True, help="column of the user, that GAUC groups by")
-    init.add_argument("--out", type=Path, default=Path("recipe.toml"), help="where to write it (default: recipe.toml)")
+    init.add_argument("--label", required=True, help="column of clicks: 0 or 1")
+    init.add_argument("--group", required=True, help="column of the user, by which GAUC groups")
+    init.add_argument("--out", type=Path, default=Path("recipe.toml"), help="recipe to write (default: recipe.toml)")
     init.add_argument("--force", action="store_true", help="write over a file that is there")
     recipe_verb("prepare", _prepare, "Fit the encoding on the training part and encode the log.")
     train = recipe_verb("train", _train, "Train the models of a recipe; goes on where a killed run stopped.")
-    train.add_argument("--model", help="only this one")
+    train.add_argument("--model", metavar="NAME", help="train only this model of the recipe (default: all)")
     evaluate = verb("evaluate", _evaluate, "Metrics of a recipe's networks on the test part, or of any predictions.")
     evaluate.add_argument(
         "recipe", metavar="RECIPE|PREDICTIONS", help="the recipe (.toml), or predictions: a Parquet file, folder or URI"
@@ -138,10 +138,14 @@ def _parser() -> argparse.ArgumentParser:
     score = verb("score", _score, "Score a file of requests, one JSON object a line.")
     score.add_argument("bundle", type=Path, help="bundle directory")
     score.add_argument("requests", type=Path, help='lines of {"user": {...}, "items": [...], "context": {...}}')
-    score.add_argument("--out", type=Path, default=Path("scores.jsonl"), help="where to write the scores")
+    score.add_argument(
+        "--out", type=Path, default=Path("scores.jsonl"), help="where to write them (default: scores.jsonl)"
+    )
     score.add_argument("--force", action="store_true", help="write over a file that is there")
-    score.add_argument("--width", help="of a bundle of several widths; the widest if not given")
-    score.add_argument("--ignore-unknown", action="store_true", help="let requests hold names the model does not know")
+    score.add_argument("--width", help="which width of a bundle that has several (default: the widest)")
+    score.add_argument(
+        "--ignore-unknown", action="store_true", help="accept names in requests that the model does not know"
+    )
     add_serve_options(verb("serve", _serve, "Serve bundles over HTTP and gRPC, new versions without a pause."))
     return parser
 
@@ -153,23 +157,25 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("of predictions")
+    group = parser.add_argument_group("only for predictions")
     group.add_argument("--label", metavar="NAME", help="column of 0 and 1 (default: label)")
     group.add_argument("--group", metavar="NAME", help="column of the user, for GAUC (default: group, if there is one)")
     group.add_argument("--score", metavar="NAME", help="column of the probability (default: probability)")
     group.add_argument("--weight", metavar="NAME", help="column that says how many times a row counts")
-    group.add_argument("--slice", action="append", metavar="COLUMN", help="every metric by its values; "
+    group.add_argument("--slice", action="append", metavar="COLUMN", help="every metric for each of its values; "
                        "user_activity: by deciles of the users' impressions; can be repeated")  # fmt: skip
     group.add_argument("--field", action="append", metavar="COLUMN", help="calibration error over its "
                        "values; can be repeated")  # fmt: skip
     group.add_argument("--negative-rate", type=float, metavar="W", help="share of the non-clicks that training kept: "
                        "probabilities are de-biased by it")  # fmt: skip
     group.add_argument("--intervals", action="store_true", help="95 %% intervals by resampling users")
-    group.add_argument("--resamples", type=int, help="how many (default: 2000)")
-    group.add_argument("--max-values", type=int, help="values of a slice to show (default: 50)")
-    group.add_argument("--rows-in-memory", type=int, metavar="ROWS", help="more go through files "
-                       "in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
-    group.add_argument("--tmp", type=Path, metavar="FOLDER", help="for those files (default: beside the predictions)")
+    group.add_argument("--resamples", type=int, help="how many resamples for them (default: 2000)")
+    group.add_argument("--max-values", type=int, help="how many values of a slice to show (default: 50)")
+    group.add_argument("--rows-in-memory", type=int, metavar="ROWS", help="more rows than this go through "
+                       "files in --tmp (default: 20,000,000, about 3 GB)")  # fmt: skip
+    group.add_argument(
+        "--tmp", type=Path, metavar="FOLDER", help="folder for those files (default: beside the predictions)"
+    )
     group.add_argument("--plots", type=Path, metavar="FOLDER", help="write pictures into it (needs matplotlib)")
     parser.set_defaults(**_OF_PREDICTIONS)
 
@@ -177,8 +183,10 @@ def _add_predictions_options(parser: argparse.ArgumentParser) -> None:
 def _add_slim_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="directory of a run whose recipe has a slimmable model")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--budget", help='"p99 <= 0.5 ms @ 400 ads, 1 thread", or p50, or multiplications')
-    widths = "export these side by side instead, of which each request asks for one: 0.25 0.5 1, or channels, 104x40"
+    what.add_argument(
+        "--budget", help='"p99 <= 0.5 ms @ 400 ads, 1 thread"; or with p50; or "multiplications <= 20000"'
+    )
+    widths = "put these widths into one bundle instead, where each request names one: 0.25 0.5 1, or channels, 104x40"
     what.add_argument("--widths", nargs="+", metavar="W", help=widths)
     parser.add_argument("--model", help="the slimmable model (default: the last one)")
     parser.add_argument("--uniform", action="store_true", help="only widths that are one fraction of all layers")
@@ -194,13 +202,19 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     model = "predictions file or folder; or several runs: a glob or PATH,PATH,...; or NAME=any of these"
     parser.add_argument("baseline", help=model)
-    parser.add_argument("variant", nargs="+", help="likewise, as many runs each: they are paired in this order")
-    parser.add_argument("--metrics", default="gauc,auc,log_loss", help="which of them (default: gauc,auc,log_loss)")
+    parser.add_argument(
+        "variant", nargs="+", help="the same of each variant, with as many runs: run s is paired with run s"
+    )
+    parser.add_argument(
+        "--metrics", default="gauc,auc,log_loss", help="metrics to compare (default: gauc,auc,log_loss)"
+    )
     weightings = ("impressions", "clicks", "uniform")
-    parser.add_argument("--weighting", choices=weightings, default="impressions", help="of GAUC (default: impressions)")
+    parser.add_argument(
+        "--weighting", choices=weightings, default="impressions", help="of users in GAUC (default: impressions)"
+    )
     parser.add_argument("--resamples", type=int, default=2000, help="resamples of the users (default: 2000)")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="where the draws start (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling (default: 0)")
     parser.add_argument("--top-k", type=int, default=3, help="a user's highest items that churn looks at (default: 3)")
     parser.add_argument("--label", default="label", metavar="NAME", help="column of 0 and 1 (default: label)")
     parser.add_argument("--group", default="group", metavar="NAME", help="column of the user (default: group)")
@@ -321,7 +335,6 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
             f"\nThe bundle that goes online: {bundle}. Next:",
             f"  ctrkit score {bundle} {requests} --out scores.jsonl",
             f"  ctrkit bench {bundle}",
-            "  ctrkit init YOUR_LOG --label click --group user_id   # then: ctrkit run recipe.toml",
         ]
     )
     return {**summary, "text": shown}
@@ -331,7 +344,9 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
     here = Path(__file__).resolve().parent
     in_wheel, in_checkout = here / "demo.toml", here.parent / "pipelines" / "demo.toml"
     options.recipe = in_wheel if in_wheel.exists() else in_checkout
-    return _run(options)
+    result = _run(options)
+    own = "  ctrkit init YOUR_LOG --label click --group user_id   # then: ctrkit run recipe.toml"
+    return {**result, "text": f"{result['text']}\n{own}"}
 
 
 def _slim(options: argparse.Namespace) -> dict[str, Any]:

@@ -119,7 +119,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise UserError(f"{path}: bundle format {version}, this ctrkit reads {known}; export it again")
         return Manifest.model_validate_json(content)
     except OSError as error:
-        raise UserError(f"{directory}: no bundle, it has no readable {MANIFEST} ({error.strerror})") from error
+        below = directory / "bundle"  # the directory of a run was given
+        way_out = f"; did you mean {below}?" if (below / MANIFEST).is_file() else ""
+        raise UserError(f"{directory}: no bundle, it has no readable {MANIFEST} ({error.strerror}){way_out}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

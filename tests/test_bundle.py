@@ -281,6 +281,12 @@ def test_refuses_what_is_no_directory(tmp_path: Path) -> None:
             Bundle.load(tmp_path / name)
 
 
+def test_the_directory_of_a_run_leads_to_its_bundle(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match=rf"no bundle, .*; did you mean {tmp_path / 'bundle'}\?"):
+        Bundle.load(tmp_path)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_bundle(tmp_path / "bundle").directory
 

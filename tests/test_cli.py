@@ -62,6 +62,7 @@ def test_run(capsys: Capture, done: list[str], finished_run: Path) -> None:
     # the next commands to try, which can be copied
     assert f"ctrkit score {finished_run / 'bundle'} {finished_run / 'data' / 'requests.jsonl'} --out" in text
     assert f"ctrkit bench {finished_run / 'bundle'}" in text
+    assert "YOUR_LOG" not in text
     found = result(capsys, ["run", *done])
     assert found["models"] == json.loads((finished_run / "summary.json").read_text())["models"]
     assert found.keys() >= {"gap_closed", "latency_ms", "parity_max_abs_diff"}
@@ -238,7 +239,9 @@ def test_demo_is_the_recipe_that_is_shipped(capsys: Capture, monkeypatch: pytest
     monkeypatch.setattr(cli, "_run", run)
     assert main(["demo", "--set", "data.synthetic.rows=1000"]) == 0
     assert load_recipe(asked[0].recipe, asked[0].set).name == "demo"
-    assert capsys.readouterr().out == "done\n"
+    done, then = capsys.readouterr().out.splitlines()
+    assert done == "done"
+    assert then.startswith("  ctrkit init YOUR_LOG ")  # a run of one's own log has no use for that
 
 
 def test_a_run_lies_in_runs_by_default(

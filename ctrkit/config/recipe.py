@@ -332,7 +332,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}); give the path of a TOML file") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+        way_out = (
+            "" if path.suffix == ".toml" else "; a recipe is a TOML file, which `ctrkit init LOG` writes from a log"
+        )
+        raise UserError(f"{path}: not valid TOML: {error}{way_out}") from error
     for override in overrides:
         apply_override(content, override)
     try:

@@ -60,7 +60,7 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
     if glob.has_magic(inner) and info.type == pafs.FileType.NotFound:
         raise UserError(f"{path}: no Parquet or CSV file matches; quote the pattern if the shell expands it")
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{path}: no such file or folder; check data.path, which is relative to where you are")
+        raise UserError(f"{path}: no such file or folder; a path (data.path in a recipe) is relative to where you are")
     if info.type == pafs.FileType.Directory:
         raise UserError(f"{path}: the folder has no file that ends in {', '.join(SUFFIXES)}; set data.format if it has")
     raise UserError(f"{path}: neither Parquet nor CSV by its name; set data.format = 'parquet' or 'csv'")

@@ -367,6 +367,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: str, message: str) ->
         load_recipe(file)
 
 
+def test_a_log_in_place_of_a_recipe_is_told_how_to_get_one(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("click,user_id\n0,1\n")
+    with pytest.raises(UserError, match=r"log\.csv: not valid TOML: .*; a recipe is .* `ctrkit init LOG` writes"):
+        load_recipe(file)
+
+
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "small.toml"
     file.write_bytes(b"\xff\xfe\x00")

@@ -27,22 +27,24 @@ _Result = dict[str, Any]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ctrkit bench`."""
-    parser.add_argument("bundle", type=Path, nargs="+", help="bundle directories; of several widths each is measured")
+    parser.add_argument(
+        "bundle", type=Path, nargs="+", help="bundle directories; if one has several widths, each is measured"
+    )
     parser.add_argument("--requests", type=Path, help="file of requests (default: the bundle's golden requests)")
     sizes = "ads a request: a number, a range (100-1000), or log for as many as the requests have (default: 400)"
     parser.add_argument("--ads", type=_ads, default="400", help=sizes)
     parser.add_argument(
-        "--precision", choices=("exact", "int8"), default="exact", help="graphs to take (default: exact)"
+        "--precision", choices=("exact", "int8"), default="exact", help="which graphs to measure (default: exact)"
     )
     parser.add_argument("--repeats", type=int, default=2000, help="timed requests a bundle (default: 2000)")
-    seconds = "of each load of the saturation curve; 0 for no curve (default: 2)"
+    seconds = "seconds at each load of the curve of latency over load; 0: no curve (default: 2)"
     parser.add_argument("--seconds", type=float, default=2.0, metavar="X", help=seconds)
     parser.add_argument("--server", metavar="URL", help="a running server's HTTP address: measure it too, with "
                         "requests of the first bundle, which it must serve")  # fmt: skip
-    parser.add_argument("--model", metavar="NAME", help="of the server (default: the bundle's name)")
+    parser.add_argument("--model", metavar="NAME", help="the model's name on the server (default: the bundle's)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON, and its curve as FILE.svg")
-    parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier result: fail if this one is slower")
-    ratio = "by more than this, after the control kernel's own change (default: 1.2)"
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier --out: fail if this result is slower")
+    ratio = "how many times as slow is still allowed, by the machine's speed in each run (default: 1.2)"
     parser.add_argument("--max-ratio", type=float, default=1.2, metavar="X", help=ratio)
 
 

@@ -14,7 +14,9 @@ _DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ctrkit serve`; every default is that of `Settings`."""
-    parser.add_argument("models_dir", metavar="MODELS_DIR", type=Path, help="holds NAME/VERSION/ bundles")
+    parser.add_argument(
+        "models_dir", metavar="MODELS_DIR", type=Path, help="folder of bundles, MODELS_DIR/NAME/VERSION/"
+    )
     only = "serve this one only, and be ready only with it; can be repeated (default: all)"
     parser.add_argument("--model", dest="models", action="append", default=[], metavar="NAME", help=only)
 
@@ -25,24 +27,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, dest=name, type=kind, default=default, metavar="X", help=shown)
 
     option("host", str, "address to listen on")
-    option("port", int, "of HTTP; 0 for any free one")
-    option("grpc_port", int, "of gRPC; without it there is no gRPC; 0 for any free one")
-    option("workers", int, "processes; 0 for one a core")
+    option("port", int, "port of HTTP; 0 for any free one")
+    option("grpc_port", int, "port of gRPC; 0 for any free one (default: no gRPC)")
+    option("workers", int, "worker processes; 0 for one a core")
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="do not bind each worker to a core")
-    option("queue", int, "requests that wait in a worker; one more is answered 503")
-    option("deadline_ms", float, "of a request that names none (header Timeout-Ms, parameter timeout, gRPC deadline)")
-    precision = "of the graphs; a version without int8 is refused by a server of int8 (default: exact)"
+    option("queue", int, "requests that may wait in a worker; one more is answered 503")
+    option(
+        "deadline_ms",
+        float,
+        "deadline of a request that names none (header Timeout-Ms, parameter timeout, or gRPC's deadline)",
+    )
+    precision = "which graphs score; with int8, a version that has none is refused (default: exact)"
     parser.add_argument("--precision", choices=("exact", "int8"), default="exact", help=precision)
-    option("max_body", int, "bytes of a request")
-    option("max_arriving", int, "bytes of requests that have not arrived whole, in a worker")
-    option("max_ads", int, "ads of a request")
-    option("max_connections", int, "open connections of a worker")
+    option("max_body", int, "largest request, in bytes")
+    option("max_arriving", int, "most bytes of requests that are still arriving at one worker")
+    option("max_ads", int, "most ads in a request")
+    option("max_connections", int, "most open connections of a worker")
     option("request_timeout_s", float, "seconds that a request may take to arrive")
     option("idle_timeout_s", float, "seconds after which a connection without a request is closed")
     option("poll_s", float, "seconds between two looks for new versions; 0: only management calls load them")
-    option("latency_ads", int, "ads a request of the latency gate")
-    option("max_latency_ratio", float, "a new version's median over that of the one that serves; 0 for no gate")
-    option("latency_budget_ms", float, "a new version's median; 0 for no budget")
+    option("latency_ads", int, "ads a request when a new version's latency is checked")
+    option(
+        "max_latency_ratio",
+        float,
+        "refuse a new version whose median latency is more than this times that of the one that serves; 0: never",
+    )
+    option("latency_budget_ms", float, "refuse a new version whose median latency is above this; 0: never")
     option("check_timeout_s", float, "seconds that the checks of a new version may take")
     option("drain_delay_s", float, "seconds to go on serving, not ready, after SIGTERM")
     option("grace_s", float, "seconds that requests under way have after that")
