@@ -254,7 +254,7 @@ def _require_free(options: argparse.Namespace) -> None:
 
 
 def _init(options: argparse.Namespace) -> dict[str, Any]:
-    from ctrkit.data.inspect import inspect_log
+    from ctrkit.inspection.inspect import inspect_log
 
     _require_free(options)
     inspection = inspect_log(options.log, label=options.label, group=options.group)

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ctrkit.config.recipe import Recipe, load_recipe
-from ctrkit.data import naming
-from ctrkit.data.column_profile import auc, depends_on
-from ctrkit.data.inspect import Inspection, _train_settings, inspect_log
 from ctrkit.data.prepare import prepare
 from ctrkit.errors import UserError
+from ctrkit.inspection import naming
+from ctrkit.inspection.column_profile import auc, depends_on
+from ctrkit.inspection.inspect import Inspection, _train_settings, inspect_log
 from ctrkit.schema import CategoricalFeature, DenseFeature, SequenceFeature
 
 ROWS = 4000

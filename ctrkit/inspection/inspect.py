@@ -16,8 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ctrkit.config.data import SplitByFiles
-from ctrkit.data import naming
-from ctrkit.data.column_profile import (
+from ctrkit.data.columns import RESERVED, decoded
+from ctrkit.data.source import ClickLog, open_log, require_columns
+from ctrkit.data.split import PARTS, find_parts
+from ctrkit.errors import UserError
+from ctrkit.inspection import naming
+from ctrkit.inspection.column_profile import (
     Profile,
     all_clicks,
     codes_of,
@@ -27,14 +31,10 @@ from ctrkit.data.column_profile import (
     sample_labels,
     without_key,
 )
-from ctrkit.data.columns import RESERVED, decoded
-from ctrkit.data.monitor_guess import why_not_gauc
-from ctrkit.data.recipe_text import FeatureLine, recipe_text
-from ctrkit.data.side_guess import MANY_VALUES, guess_sides
-from ctrkit.data.source import ClickLog, open_log, require_columns
-from ctrkit.data.split import PARTS, find_parts
-from ctrkit.data.time_guess import LEAST_DAY, is_day, is_plain, is_time, least_held_out
-from ctrkit.errors import UserError
+from ctrkit.inspection.monitor_guess import why_not_gauc
+from ctrkit.inspection.recipe_text import FeatureLine, recipe_text
+from ctrkit.inspection.side_guess import MANY_VALUES, guess_sides
+from ctrkit.inspection.time_guess import LEAST_DAY, is_day, is_plain, is_time, least_held_out
 from ctrkit.raw_values import Int64Array
 
 _LEAK_AUC = 0.95

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from ctrkit.data import naming
-from ctrkit.data.column_profile import Profile, depends_on
+from ctrkit.inspection import naming
+from ctrkit.inspection.column_profile import Profile, depends_on
 from ctrkit.raw_values import Int64Array
 from ctrkit.schema import Side
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.data.column_profile import codes_of
 from ctrkit.data.columns import decoded, to_numpy
+from ctrkit.inspection.column_profile import codes_of
 from ctrkit.raw_values import Int64Array
 
 ENOUGH = 50

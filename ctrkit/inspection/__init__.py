@@ -1,0 +1,1 @@
+"""What `ctrkit init` sees in a log, and the recipe it writes."""
