@@ -218,7 +218,7 @@ class _Look:
             ),
             (
                 naming.is_score(name),
-                "looks like the score of a model or the true probability; left out",
+                "looks like the score of a model or the true probability; left out (it may teach: docs/methods.md)",
                 "looks like a score; if it is the true probability, name it columns.oracle; a model's can teach: "
                 "columns.teachers",
             ),
