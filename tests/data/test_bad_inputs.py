@@ -140,7 +140,7 @@ DENSE = {"side": "item", "kind": "dense"}
 LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     # files
     "no path": (lambda _: (DataConfig(), small_log.schema()), r"names no log; give data\.path"),
-    "no such path": (lambda f: case(f / "none"), r"none: no such file or folder; check data\.path"),
+    "no such path": (lambda f: case(f / "none"), r"none: no such file or folder; a path \(data\.path in a recipe\)"),
     "no such path, split at random": (lambda f: case(f / "none", {"split": {"by": "random"}}), "no such file"),
     "empty folder": (lambda f: case(f), r"the folder has no file that ends in \.parquet"),
     "no file of a known format": (unknown_files, r"the folder has no file that ends in \.parquet"),
