@@ -43,7 +43,7 @@ class HeldOut:
     @property
     def resampled(self) -> bool:
         """Whether there are intervals: rows have no weights, and are few enough to draw their users again."""
-        return self._column(WEIGHT) is None and len(self) <= ROWS_IN_MEMORY
+        return WEIGHT not in self._columns.column_names and len(self) <= ROWS_IN_MEMORY
 
     def interval(self, probability: npt.NDArray[np.float64]) -> list[float] | None:
         """The 95 % interval of GAUC over users, of the probabilities [rows] of one network; None if there is none."""

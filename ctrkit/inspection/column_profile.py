@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ctrkit.data.columns import decoded, is_list, is_text, label_values, parsed_
 from ctrkit.errors import UserError
 from ctrkit.raw_values import Float64Array, Int64Array
 
+MANY_VALUES = 50
+"""A column of more has ids or amounts."""
 _FEW_USERS = 20
 _EPOCH = (946_684_800, 2_208_988_800)  # 2000 to 2040, in seconds
 _CHANCE = 1e-6
@@ -58,7 +61,7 @@ class Profile:
         """Whether its type is a string's."""
         return is_text(self.type)
 
-    @property
+    @cached_property
     def is_time_text(self) -> bool:
         """Whether all its values are texts that name a time or a day."""
         first = self.values.slice(0, 1)  # most texts are known by one

@@ -22,6 +22,7 @@ from ctrkit.data.split import PARTS, find_parts
 from ctrkit.errors import UserError
 from ctrkit.inspection import naming
 from ctrkit.inspection.column_profile import (
+    MANY_VALUES,
     Profile,
     all_clicks,
     codes_of,
@@ -33,7 +34,7 @@ from ctrkit.inspection.column_profile import (
 )
 from ctrkit.inspection.monitor_guess import why_not_gauc
 from ctrkit.inspection.recipe_text import FeatureLine, recipe_text
-from ctrkit.inspection.side_guess import MANY_VALUES, guess_sides
+from ctrkit.inspection.side_guess import guess_sides
 from ctrkit.inspection.time_guess import LEAST_DAY, is_day, is_plain, is_time, least_held_out
 from ctrkit.raw_values import Int64Array
 

@@ -5,12 +5,9 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from ctrkit.inspection import naming
-from ctrkit.inspection.column_profile import Profile, depends_on
+from ctrkit.inspection.column_profile import MANY_VALUES, Profile, depends_on
 from ctrkit.raw_values import Int64Array
 from ctrkit.schema import Side
-
-MANY_VALUES = 50
-"""A column of more has ids or amounts."""
 
 _TAKEN = "no column's name tells what was shown; '{}' is taken for it: correct the sides in [features]"
 _NONE = (

@@ -6,8 +6,7 @@ import pyarrow.compute as pc
 from ctrkit.data.columns import decoded
 from ctrkit.data.split import PARTS
 from ctrkit.inspection import naming
-from ctrkit.inspection.column_profile import Profile
-from ctrkit.inspection.side_guess import MANY_VALUES
+from ctrkit.inspection.column_profile import MANY_VALUES, Profile
 
 LEAST_DAY = 0.02
 """Share of the rows that a day has at least that validates or tests; the last one of a log is often cut short."""

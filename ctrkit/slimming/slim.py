@@ -171,8 +171,11 @@ class Slim:
 
     def reports(self, widths: Sequence[Channels], part: Any, held_out: HeldOut) -> dict[str, dict[str, Any]]:
         """Every metric of some widths on a part, by name."""
-        probabilities = predict(CoTraining(self.networks(widths)), self.run.loader(part))
-        return {name: held_out.report(probability).as_dict() for name, probability in probabilities.items()}
+        return {name: held_out.report(score).as_dict() for name, score in self._scores(widths, part).items()}
+
+    def _scores(self, widths: Iterable[Channels], part: Any) -> dict[str, Any]:
+        """Probabilities [rows] of some widths on a part, by name, from one look-up an embedding."""
+        return predict(CoTraining(self.networks(widths)), self.run.loader(part))
 
     def against_full(self, widths: Sequence[Channels]) -> dict[str, dict[str, Any]]:
         """Every metric of some widths on the test part, by name; `difference`: of GAUC, less that of the full width.
@@ -180,9 +183,8 @@ class Slim:
         It has an interval over users; None for the full width, and where there are no intervals.
         """
         full, held_out = self.tower.channels(self.objective.range[1]), HeldOut(self.run.log, "test")
-        networks = self.networks(dict.fromkeys([full, *widths]))
-        full_name, *_ = networks
-        scores = predict(CoTraining(networks), self.run.loader("test"))
+        scores = self._scores(dict.fromkeys([full, *widths]), "test")
+        full_name, *_ = scores
         return {
             name: {
                 **held_out.report(score).as_dict(),
