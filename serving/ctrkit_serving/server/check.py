@@ -14,6 +14,8 @@ from ctrkit_serving.server.protocol import RequestError, short
 from ctrkit_serving.server.settings import Settings
 
 REPEATS, WARMUP = 200, 20
+NICENESS = 19
+"""Of a checking process: requests go first."""
 
 
 def check(
@@ -78,9 +80,9 @@ def _gate(settings: Settings, medians: dict[str, float]) -> None:
 
 def run_child(pipe: int, settings: Settings, arguments: dict[str, Any]) -> None:
     """Check and write the result, as JSON, to the pipe: `{"ok": true, ...}` or `{"ok": false, "reason": ...}`."""
-    os.nice(19)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to answer, which ends this process
     signal.alarm(math.ceil(settings.check_timeout_s) + 60)  # if that is gone
+    os.nice(NICENESS)
     try:
         result = {"ok": True, **check(settings, **arguments)}
     except UserError as error:
