@@ -183,6 +183,15 @@ class RocketLaunchingConfig(_Taught):
             raise ValueError("teacher_hint is what `teachers` say to the light tower; give teachers too")
         return self
 
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        for place, tower in enumerate(("light", "booster")):
+            layers = [pair[place] for pair in self.shared_layers]
+            twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+            if twice is not None:
+                raise ValueError(f"shared_layers names {tower}'s layer {twice} twice; share each layer once")
+        return self
+
     @property
     def boosters(self) -> tuple[str, ...]:
         """Towers of the boosters."""
@@ -452,6 +461,10 @@ class SlimmableConfig(_Model):
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:
             raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        if self.gradient_to_tables == 0 and not self.boosters:
+            raise ValueError(
+                "gradient_to_tables = 0 leaves the tables to a booster, and there is none; give booster too"
+            )
         if self.hint != HintConfig() and not self.boosters:
             raise ValueError("hint is what a booster says to every width; give booster too")
         if self.hint.gradient_share is not None or self.hint.labelled_only:

@@ -67,6 +67,9 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (['towers.light.privileged="False"'], "towers.light.privileged: Input should be a valid boolean"),
         (["models.rocket.shared_layers=[[0]]"], r"models.rocket.shared_layers.0: List should have at least 2 items"),
         (["models.rocket.shared_layers=[[0,-1]]"], "models.rocket.shared_layers.0.1: .* greater than or equal to 0"),
+        # a pair would be lost, or two layers of a tower would be one
+        (["models.rocket.shared_layers=[[0,0],[0,1]]"], "models.rocket: shared_layers names light's layer 0 twice"),
+        (["models.rocket.shared_layers=[[0,1],[1,1]]"], "models.rocket: shared_layers names booster's layer 1 twice"),
         (["models.rocket.booster=[]"], "models.rocket.booster"),
         (['models.rocket.booster=["booster","heavy"]'], "model 'rocket' names tower 'heavy', which is not in"),
         # --- kinds of towers
@@ -162,6 +165,10 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (
             ['models.slim={objective="slimmable",tower="light",widths=[0.3333333,0.3333334,1.0],serve=0.3333333}'],
             "models.slim: widths has one twice, to the six digits",
+        ),
+        (
+            ['models.slim={objective="slimmable",tower="light",gradient_to_tables=0.0}'],
+            "models.slim: gradient_to_tables = 0 leaves the tables to a booster, and there is none",
         ),
         # --- unexposed candidates
         (
