@@ -57,7 +57,8 @@ class HintConfig(Strict):
 
     loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
     weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    """Beyond these float32 cannot tell the loss from zero."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     gradient_share: Annotated[float, Field(gt=0)] | None = None
@@ -67,6 +68,12 @@ class HintConfig(Strict):
     def _temperature(self) -> Self:
         if self.temperature != 1 and self.loss != "kl":
             raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
+        return self
+
+    @model_validator(mode="after")
+    def _loudness(self) -> Self:
+        if self.gradient_share is not None and self.weight != 1:
+            raise ValueError("gradient_share says how loud the hint is, and weight would change that; give one of them")
         return self
 
 

@@ -49,10 +49,20 @@ def load(folder: Path, *overrides: str) -> Recipe:
             ['columns.teachers=["score"]', 'features.score={side="item",kind="dense"}'],
             "feature 'score' reads the teachers column 'score': it gives the answer away",
         ),
+        (
+            ['columns.teachers=["click"]', 'models.kd={objective="distillation",student="light",teachers=["click"]}'],
+            "teachers names the label column 'click'",
+        ),
         # --- hints
         (
             ["models.rocket.hint={temperature=2.0}"],
             'models.rocket.hint: temperature is a key of loss = "kl"; this hint is "logit_mse"',
+        ),
+        (['models.rocket.hint={loss="kl",temperature=1e-30}'], "models.rocket.hint.temperature: .* greater than or eq"),
+        (['models.rocket.hint={loss="kl",temperature=1e30}'], "models.rocket.hint.temperature: .* less than or equal"),
+        (
+            ["models.rocket.hint={gradient_share=0.5,weight=0.1}"],
+            "models.rocket.hint: gradient_share says how loud the hint is, and weight would change that",
         ),
         (['models.rocket.hint={loss="cosine"}'], "models.rocket.hint.loss: Input should be 'logit_mse'"),
         (["models.rocket.hint.weight=-1.0"], "models.rocket.hint.weight: Input should be greater than or equal to 0"),
