@@ -7,7 +7,8 @@ has as many trials as the others; a trial is one setting trained with each of th
 mean on the validation part is taken. Then the chosen settings are trained with all seeds, and the test part is read
 once. Gains are differences in GAUC of the networks that ship to the light tower alone, with intervals over users and
 seeds (`ctrkit.metrics.bootstrap`). Each seed is a run of its own in RUNS/NAME-effect/seedK; what is done is not done
-again. --workers trains several seeds at once. --quick: two seeds of one epoch of a small synthetic log.
+again. --workers trains several seeds at once. --quick: two seeds of one epoch, of a small log where the recipe's is
+synthetic.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, Scores, picture
-from benchmarks.report import arguments, emit, table
+from benchmarks.report import arguments, emit, recipe_settings, table
 from ctrkit.atomic import read_json, write_json
 from ctrkit.config.recipe import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
@@ -37,7 +38,6 @@ from ctrkit.run import Run, sha256
 from ctrkit.summary import measure_bundles
 
 HERE = Path(__file__).parent / "effect"
-QUICK = ["train.epochs=1", "data.synthetic.rows=60000"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     try:
         name = load_recipe(options.recipe, options.set).name
-        overrides = [*options.set, *(QUICK if options.quick else [])]
+        overrides = recipe_settings(options.recipe, options.set, quick=options.quick)
         methods = options.methods or HERE / f"{name}.toml"
         experiment = Experiment.load(options.recipe, methods, overrides, options.only)
         place = options.runs / f"{name}-{'effect-quick' if options.quick else 'effect'}"

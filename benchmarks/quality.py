@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reference import reference
-from benchmarks.report import arguments, emit, table
+from benchmarks.report import arguments, emit, recipe_settings, table
 from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.run import Run
@@ -44,12 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def settings(options: argparse.Namespace) -> list[str]:
-    """What is set in the recipe, by the caller and by --quick."""
+    """What is set in the recipe, by the caller, --reference and --quick."""
     chosen = [*options.set, *(["train.precision=fp32"] if options.reference else [])]
-    if not options.quick:
-        return chosen
-    synthetic = load_recipe(options.recipe, options.set).data.synthetic is not None
-    return [*chosen, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
+    return recipe_settings(options.recipe, chosen, quick=options.quick)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

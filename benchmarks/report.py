@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrkit.config.recipe import load_recipe
 from ctrkit_serving.bench.machine import memory_gib, processor, usable_cores
 
 LIBRARIES = (
@@ -25,6 +26,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a small run, about a minute")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON to FILE too")
     return parser
+
+
+def recipe_settings(recipe: Path, given: Sequence[str], *, quick: bool) -> list[str]:
+    """What is set in a recipe: what the caller gives and, if `quick`, one epoch of a small log if it is synthetic."""
+    if not quick:
+        return list(given)
+    synthetic = load_recipe(recipe, given).data.synthetic is not None
+    return [*given, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
 
 
 def environment() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import arguments, emit, table
+from benchmarks.report import arguments, emit, recipe_settings, table
 from benchmarks.slimmable_costs import budgets, step_cost
 from benchmarks.slimmable_models import BETWEEN, WIDTHS, Plan, networks
 from ctrkit.atomic import atomic_file, read_json, write_json
@@ -78,7 +78,8 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.parts = options, options.parts
-        recipe = load_recipe(options.recipe, _settings(options))
+        self.settings = recipe_settings(options.recipe, options.set, quick=options.quick)
+        recipe = load_recipe(options.recipe, self.settings)
         given = tomllib.loads("\n".join(options.slim))
         self.plan = Plan.of(recipe, options.tower, given)
         self.seeds = list(range(2 if options.quick else options.seeds))
@@ -156,7 +157,7 @@ class Benchmark:
         compared = self._compared()
         result: dict[str, Any] = {
             "recipe": self.plan.recipe.name,
-            "set": [o for o in _settings(self.options) if not o.startswith("data.path=")],
+            "set": [o for o in self.settings if not o.startswith("data.path=")],
             "slim": dict(self.plan.slim),
             "seeds": self.seeds,
             "channels": {role: self.plan.channels(width) for role, width in WIDTHS.items()},
@@ -262,14 +263,6 @@ def _pairs(scores: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tupl
         wanted += [(f"alone_{uniform}", f"{name}_scratch"), (f"{name}_scratch", f"{name}_tuned")]
     wanted += [("slim w1.0", "rocket light"), ("slim w1.0", "booster")]
     yield from ((a, b) for a, b in wanted if a in scores and b in scores)
-
-
-def _settings(options: argparse.Namespace) -> list[str]:
-    """What is set in the recipe, by the caller and by --quick."""
-    if not options.quick:
-        return list(options.set)
-    synthetic = load_recipe(options.recipe, options.set).data.synthetic is not None
-    return [*options.set, "train.epochs=1", *(["data.synthetic.rows=60000"] if synthetic else [])]
 
 
 def _row(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.effect import HERE, QUICK, open_run
+from benchmarks.effect import HERE, open_run
 from benchmarks.effect_methods import Experiment
-from benchmarks.report import arguments, emit, table
+from benchmarks.report import arguments, emit, recipe_settings, table
 from ctrkit.config.recipe import load_recipe, network_name
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
@@ -64,7 +64,7 @@ def look(options: argparse.Namespace, effect: Mapping[str, Any]) -> dict[str, An
     """What the JSON line holds."""
     name = load_recipe(options.recipe, options.set).name
     methods = options.methods or HERE / f"{name}.toml"
-    overrides = [*options.set, *(QUICK if effect["quick"] else [])]
+    overrides = recipe_settings(options.recipe, options.set, quick=effect["quick"])
     experiment = Experiment.load(options.recipe, methods, overrides, list(effect["tuning"]))
     experiment.chosen = effect["chosen"]
     place = options.runs / f"{name}-{'effect-quick' if effect['quick'] else 'effect'}"

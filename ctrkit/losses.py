@@ -44,26 +44,30 @@ def labelled(label_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
     return known_B / torch.where(share > 0, share, 1.0)
 
 
-def logit_mse(light_B: Tensor, booster_B: Tensor) -> Tensor:
+def logit_mse(student_B: Tensor, teacher_B: Tensor) -> Tensor:
     """(l - z)^2 between two logits: the hint loss of Rocket Launching (Zhou et al., AAAI 2018, eq. 1 and 3).
 
-    Its gradient is 2 (l - z) for the light logit and the negative of that for the booster's: block it by passing the
-    booster's detached. The paper's two-logit softmax gives half of it: one logit with half its lambda is the same loss.
+    Its gradient is 2 (l - z) for the student's logit l and the negative of that for the teacher's z: block it by
+    passing the teacher's detached. The paper's two-logit softmax gives half of it: one logit with half its lambda is
+    the same loss.
     """
-    return (light_B - booster_B).square()
+    return (student_B - teacher_B).square()
 
 
-def probability_mse(light_B: Tensor, booster_B: Tensor) -> Tensor:
+def probability_mse(student_B: Tensor, teacher_B: Tensor) -> Tensor:
     """(p - q)^2 between two click probabilities: L_MSE of Rocket Launching (eq. 2).
 
     Its gradient 2 (p - q) p (1 - p) vanishes with p: at a click rate of 1 % it is some 10^-4 of the logit MSE's.
     """
-    return (light_B.sigmoid() - booster_B.sigmoid()).square()
+    return (student_B.sigmoid() - teacher_B.sigmoid()).square()
 
 
-def soft_bce(light_B: Tensor, booster_B: Tensor) -> Tensor:
-    """Cross-entropy with the booster's probability as the label: its gradient for the light logit is p - q."""
-    return functional.binary_cross_entropy_with_logits(light_B, booster_B.sigmoid(), reduction="none")
+def soft_bce(student_B: Tensor, teacher_B: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's probability q as the label: its gradient for the student's logit is p - q.
+
+    Pass the teacher's detached: the gradient for it, -l q (1 - q), is not zero where both agree.
+    """
+    return functional.binary_cross_entropy_with_logits(student_B, teacher_B.sigmoid(), reduction="none")
 
 
 def kl_divergence(student_B: Tensor, teacher_B: Tensor, temperature: float = 1.0) -> Tensor:

@@ -148,7 +148,7 @@ def table(summary: Mapping[str, Any]) -> str:
     if summary.get("better_on_validation"):
         better, metric = summary["better_on_validation"], summary["monitor"]
         lines.append(
-            f"{summary['exported']} goes online; {better} costs the same and has the better {metric} on validation: "
+            f"{summary['exported']} goes online; {better} costs no more and has the better {metric} on validation: "
             f"--set export.model={better} ships it."
         )
     return "\n".join(lines)

@@ -270,7 +270,7 @@ def test_the_table_for_people(finished_run: Path) -> None:
     assert "No gap in GAUC to close" in table({**summary, "gap_closed": {"rocket_light": None}})
     assert "gap" not in table({**summary, "gap_closed": {}})
     rival = {"exported": "rocket", "better_on_validation": "light", "monitor": "gauc"}
-    assert "light costs the same and has the better gauc on validation: --set export.model=light" in table(
+    assert "light costs no more and has the better gauc on validation: --set export.model=light" in table(
         summary | rival
     )
     assert "export.model" not in table(summary | rival | {"better_on_validation": None})

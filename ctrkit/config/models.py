@@ -1,5 +1,6 @@
 """Recipes: [train] and [models.NAME], a model for each learning method."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -162,6 +163,11 @@ class _Taught(_Model):
     """Share of every label that becomes one half."""
 
 
+def _booster_roles(towers: Sequence[str]) -> tuple[str, ...]:
+    """booster, or booster0, booster1, ..."""
+    return ("booster",) if len(towers) == 1 else tuple(f"booster{i}" for i in range(len(towers)))
+
+
 class RocketLaunchingConfig(_Taught):
     """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
 
@@ -212,8 +218,7 @@ class RocketLaunchingConfig(_Taught):
     @property
     def roles(self) -> tuple[str, ...]:
         """light and booster, or light and booster0, booster1, ..."""
-        count = len(self.boosters)
-        return ("light", *(("booster",) if count == 1 else (f"booster{i}" for i in range(count))))
+        return ("light", *_booster_roles(self.boosters))
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -263,7 +268,7 @@ class MutualLearningConfig(_Taught):
     across_processes: bool = False
     """Each process that torchrun starts trains one peer and sends its predictions; else processes share the batches."""
     serve: Literal["best", "mean"] | Annotated[int, Field(ge=0)] = "best"
-    """What ships: the best peer on validation, the mean of all, at the cost of all, or the peer of that number."""
+    """What ships: the best peer on validation, their mean (its cost: `ctrkit.nn.mean`), or the peer of that number."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -440,7 +445,7 @@ class SlimmableConfig(_Model):
     @property
     def booster_roles(self) -> tuple[str, ...]:
         """booster, or booster0, booster1, ..."""
-        return ("booster",) if len(self.boosters) == 1 else tuple(f"booster{i}" for i in range(len(self.boosters)))
+        return _booster_roles(self.boosters)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ctrkit.data.columns import decoded, is_list, is_text, label_values, parsed_times, to_numpy
 from ctrkit.errors import UserError
+from ctrkit.metrics import auc
 from ctrkit.raw_values import Float64Array, Int64Array
 
 MANY_VALUES = 50
@@ -174,10 +175,10 @@ def _label_auc(array: pa.Array, label_N: npt.NDArray[np.bool_]) -> float:
     clicks = np.bincount(codes_N[learn_N], label_N[learn_N], minlength=codes_N.max() + 1)
     shown = np.bincount(codes_N[learn_N], minlength=codes_N.max() + 1)
     rate = (clicks + label_N.mean()) / (shown + 1)
-    best = auc(rate[codes_N[~learn_N]], label_N[~learn_N])
+    best = _auc(rate[codes_N[~learn_N]], label_N[~learn_N])
     if pa.types.is_integer(array.type) or pa.types.is_floating(array.type):
         numbers_N = np.nan_to_num(to_numpy(array.cast(pa.float64(), safe=False)).astype(np.float64))
-        by_number = auc(numbers_N, label_N)
+        by_number = _auc(numbers_N, label_N)
         best = max(best, by_number, 1 - by_number)
     return best
 
@@ -219,14 +220,9 @@ def codes_of(array: pa.Array) -> Int64Array:
     return codes_N
 
 
-def auc(score_N: Float64Array, label_N: npt.NDArray[np.bool_]) -> float:
-    """Share of pairs (click, no click) in the right order, ties half; 0.5 if there is no pair."""
-    clicks, others = int(label_N.sum()), int((~label_N).sum())
-    if clicks == 0 or others == 0:
-        return 0.5
-    _, place_N, times = np.unique(score_N, return_inverse=True, return_counts=True)
-    rank = np.cumsum(times) - (times - 1) / 2
-    return float((rank[place_N[label_N]].sum() - clicks * (clicks + 1) / 2) / (clicks * others))
+def _auc(score_N: Float64Array, label_N: npt.NDArray[np.bool_]) -> float:
+    """`ctrkit.metrics.auc`; 0.5 where the rows are of one class."""
+    return auc(label_N, score_N) if 0 < label_N.sum() < len(label_N) else 0.5
 
 
 def depends_on(child_N: Int64Array, parent_N: Int64Array) -> bool:

@@ -14,6 +14,12 @@ from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.slimmable import SlimmableMLP
 
 Channels = tuple[int, ...]
+"""Widths of the hidden layers."""
+
+
+def channels_name(channels: Channels) -> str:
+    """What a tower of these widths is called in bundles and results: 104x40."""
+    return "x".join(map(str, channels))
 
 
 @dataclass(frozen=True)

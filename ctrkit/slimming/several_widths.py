@@ -10,7 +10,7 @@ from ctrkit.errors import UserError
 from ctrkit.export.widths import Width
 from ctrkit.manifest import MAX_WIDTHS
 from ctrkit.run import sha256
-from ctrkit.slimming.autoslim import Channels
+from ctrkit.slimming.autoslim import Channels, channels_name
 from ctrkit.slimming.slim import Slim, put
 from ctrkit.slimming.timing import made
 
@@ -78,4 +78,4 @@ def _tower(slim: Slim, width: str) -> tuple[str, Channels]:
         channels = slim.tower.channels(asked)
     except ValueError as error:
         raise UserError(f"--widths {width}: {error}; {way_out}") from error
-    return "x".join(map(str, channels)) if isinstance(asked, list) else f"{asked:g}", channels
+    return channels_name(channels) if isinstance(asked, list) else f"{asked:g}", channels

@@ -11,6 +11,7 @@ from ctrkit.atomic import atomic_directory, temporary_directory, write_json
 from ctrkit.bundle import bundle_place
 from ctrkit.config.models import SlimmableConfig
 from ctrkit.data.batch import Batch
+from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.metrics.report import METRICS
@@ -19,7 +20,7 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
-from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim
+from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim, channels_name
 from ctrkit.slimming.budget import Budget, rounded_up
 from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
@@ -50,8 +51,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Its widths, 104x40."""
-        return "x".join(map(str, self.widths))
+        """As networks and measurements are named."""
+        return channels_name(self.widths)
 
 
 class Slim:
@@ -137,7 +138,7 @@ class Slim:
                 raise UserError(f"model '{self.model}': {error}; {way_out}") from error
             if rows:
                 calibrate_batch_norm(tower, rows)
-            found["x".join(map(str, each))] = Network(self._embedding, tower)
+            found[channels_name(each)] = Network(self._embedding, tower)
         return found
 
     def _calibration(self) -> Iterable[Batch]:
@@ -159,7 +160,7 @@ class Slim:
         held_out = HeldOut(self.run.log, "valid")
         reports = self.reports(widths, "valid", held_out)
         found = [
-            Candidate(each, self.tower.multiplications_at(each), reports["x".join(map(str, each))][self.metric])
+            Candidate(each, self.tower.multiplications_at(each), reports[channels_name(each)][self.metric])
             for each in dict.fromkeys(widths)
         ]
         sign = 1 if METRICS[self.metric] else -1
@@ -169,11 +170,11 @@ class Slim:
                 front.append(each)
         return front[::-1]
 
-    def reports(self, widths: Sequence[Channels], part: Any, held_out: HeldOut) -> dict[str, dict[str, Any]]:
+    def reports(self, widths: Sequence[Channels], part: Part, held_out: HeldOut) -> dict[str, dict[str, Any]]:
         """Every metric of some widths on a part, by name."""
         return {name: held_out.report(score).as_dict() for name, score in self._scores(widths, part).items()}
 
-    def _scores(self, widths: Iterable[Channels], part: Any) -> dict[str, Any]:
+    def _scores(self, widths: Iterable[Channels], part: Part) -> dict[str, Any]:
         """Probabilities [rows] of some widths on a part, by name, from one look-up an embedding."""
         return predict(CoTraining(self.networks(widths)), self.run.loader(part))
 

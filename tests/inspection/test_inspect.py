@@ -12,7 +12,7 @@ from ctrkit.config.recipe import Recipe, load_recipe
 from ctrkit.data.prepare import prepare
 from ctrkit.errors import UserError
 from ctrkit.inspection import naming
-from ctrkit.inspection.column_profile import auc, depends_on
+from ctrkit.inspection.column_profile import _auc, depends_on
 from ctrkit.inspection.inspect import Inspection, _train_settings, inspect_log
 from ctrkit.schema import CategoricalFeature, DenseFeature, SequenceFeature
 
@@ -389,8 +389,9 @@ def test_auc_is_that_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     score, label = rng.integers(0, 10, 200).astype(np.float64), rng.random(200) < 0.3
     pairs = np.sign(score[label][:, None] - score[~label][None, :])
-    assert auc(score, label) == pytest.approx((pairs.mean() + 1) / 2)
-    assert auc(score, np.zeros(200, np.bool_)) == 0.5
+    assert _auc(score, label) == pytest.approx((pairs.mean() + 1) / 2)
+    assert _auc(score, np.zeros(200, np.bool_)) == 0.5
+    assert _auc(score, np.ones(200, np.bool_)) == 0.5
 
 
 def test_dependence_needs_parents_that_come_back() -> None:
