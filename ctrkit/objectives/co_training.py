@@ -76,6 +76,7 @@ class CoTraining(Objective):
             self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
         self._shared_layers = _shared_parameters(networks)
         self._check_names(networks, frozen or {})
+        self._check_learns(networks)
         for lesson in self.lessons:
             if lesson.auxiliary:
                 widths = networks[lesson.student].tower.hidden_widths
@@ -91,10 +92,11 @@ class CoTraining(Objective):
             self.towers[part_name(hint.student, f"projection-{index}")] = nn.Linear(*widths)
 
     def _check_names(self, networks: Mapping[str, Network], frozen: Mapping[str, Network]) -> None:
-        """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
+        """Each name is one network's or one loss's, and nobody teaches itself."""
         for name in networks.keys() & frozen.keys():
             raise ValueError(f"'{name}' is the name of a network and of a frozen teacher; rename one of them")
-        students = {lesson.student for lesson in self.lessons if lesson.hint.weight}
+        for name in networks.keys() & self._hint_names():  # its label loss would be lost
+            raise ValueError(f"a network cannot be called '{name}', which is what a loss between networks is called")
         pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
         pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
         for lesson in self.lessons:
@@ -108,10 +110,26 @@ class CoTraining(Objective):
         for student, teacher in pairs:
             if student == teacher:
                 raise ValueError(f"'{student}' would teach itself; name another teacher")
+
+    def _check_learns(self, networks: Mapping[str, Network]) -> None:
+        """Something of the log reaches every network's own logit, and what networks share."""
+        informed = {role for role in networks if self.label_weight.get(role, 1.0)}
+        heard = [lesson for lesson in self.lessons if lesson.hint.weight and not lesson.auxiliary]
+        for _ in networks:  # as far as knowledge goes from one to the next
+            told = {each.student for each in heard if any(t in informed or t not in networks for t in each.teachers)}
+            informed |= told
         for role in networks:
-            if self.label_weight.get(role, 1.0) == 0 and role not in students:
+            if role not in informed:
                 raise ValueError(
-                    f"'{role}' learns from nothing: its label weight is 0, and no lesson with a weight is its"
+                    f"{repr(role) if role else 'the student'} learns from nothing: its label weight is 0, and no "
+                    "lesson with a weight, from somebody who has learnt, reaches the logit that serves; an auxiliary "
+                    "head's does not serve"
+                )
+        for embedding in self.tables():
+            holders = [role for role, network in networks.items() if embedding in network.embeddings]
+            if len(holders) > 1 and all(self.gradient_to_shared.get(role, 1.0) == 0 for role in holders):
+                raise ValueError(
+                    f"gradient_to_shared is 0 for {', '.join(holders)}: nobody would train the tables that they share"
                 )
 
     def _widths(self, hint: LayerHint) -> tuple[int, int]:
@@ -200,9 +218,13 @@ class CoTraining(Objective):
     def _names(self) -> list[str]:
         """Names of all losses."""
         labels = [role for role in self.networks() if self.label_weight.get(role, 1.0)]
+        return [*labels, *self._hint_names()]
+
+    def _hint_names(self) -> list[str]:
+        """Of those between networks."""
         kinds = ["hint", *(["unexposed_hint"] if self.unexposed and self.training else [])]
         hints = [self._hint_name(kind, lesson.student) for kind in kinds for lesson in self.lessons]
-        return list(dict.fromkeys([*labels, *hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
+        return list(dict.fromkeys([*hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
 
     def _hint_name(self, kind: str, student: str) -> str:
         return kind if len({lesson.student for lesson in self.lessons}) == 1 else f"{kind}_{student}"
