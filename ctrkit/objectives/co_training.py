@@ -261,37 +261,41 @@ class CoTraining(Objective):
     def _hint(
         self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int, *, shown: bool
     ) -> Tensor:
-        """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
+        """Weighted; by the teachers that know an impression: a column of the log may have no score for it.
+
+        Zero where none does.
+        """
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
             student_B = single_logit(self.towers[part_name(lesson.student, _HEAD)], traces[lesson.student].hidden[-1])
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
-        known_B = ~torch.stack(teachers).isnan().any(0)
+        known_KB = ~torch.stack(teachers).isnan()
+        known_B = known_KB.any(0)
+        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
+        known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
         if lesson.hint.labelled_only:
             known_B = known_B * labelled(batch.label_B, batch.weight_B)
-        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
-        if lesson.average == "mean":
-            teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
             squares = self.get_buffer("gradient_squares")[index]
             if step < MEASURED_STEPS and self.training:
                 if not shown:  # not applied yet, and measured on what was shown
                     return torch.zeros_like(student_B)
-                squares += self._squares(lesson, student_B, teachers, known_B, batch)
+                squares += self._squares(lesson, student_B, teachers, known_KB, known_B, batch)
             weight *= lesson.hint.scale(squares, step)
-        return weight * _mean_hint(lesson, student_B, teachers) * known_B
+        return weight * _mean_hint(lesson, student_B, teachers, known_KB) * known_B
 
     def _squares(
-        self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_B: Tensor, batch: Batch
-    ) -> Tensor:
+        self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor, known_B: Tensor,
+        batch: Batch,
+    ) -> Tensor:  # fmt: skip
         """Squared norms of the label loss's and the hint's gradients on the student's logits, over all processes."""
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
             label_B = self._label_loss(lesson.student, logit_B, batch)
-            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
+            hint_B = _mean_hint(lesson, logit_B, [each_B.detach() for each_B in teachers], known_KB) * known_B
             losses = [(batch.weight_B * loss_B).sum() for loss_B in (label_B, hint_B)]
             gradients = [torch.autograd.grad(loss, logit_B)[0] for loss in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
@@ -324,9 +328,12 @@ class _Traceable(nn.Module):
         return self.tower.trace(given.x_BX, given.lists)
 
 
-def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
-    """Mean over the teachers."""
-    return torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers]).mean(0)
+def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor) -> Tensor:
+    """Over the teachers that know an impression: the mean of the hints to each, or the hint to their mean."""
+    if lesson.average == "mean":
+        return lesson.hint(student_B, mean_probability(teachers, known_KB))
+    hints_KB = torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers])
+    return (hints_KB * known_KB).sum(0) / known_KB.sum(0)
 
 
 def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:
