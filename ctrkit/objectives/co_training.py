@@ -280,7 +280,7 @@ class CoTraining(Objective):
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
             squares = self.get_buffer("gradient_squares")[index]
-            if step < MEASURED_STEPS and self.training:
+            if self.training and (step < MEASURED_STEPS or not squares.all()):  # no label yet, or no teacher's score
                 if not shown:  # not applied yet, and measured on what was shown
                     return torch.zeros_like(student_B)
                 squares += self._squares(lesson, student_B, teachers, known_KB, known_B, batch)

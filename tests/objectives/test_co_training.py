@@ -379,6 +379,18 @@ def test_the_measure_is_over_all_measured_steps_and_then_stays() -> None:
     assert torch.equal(objective.get_buffer("gradient_squares"), measured)
 
 
+def test_the_measure_waits_for_the_first_label() -> None:
+    """Else a log whose labels begin late would never hear the hint."""
+    objective, batch = made(rocket(hint=Hint("kl", gradient_share=1.0))()), networks.batch()
+    without = replace(batch, label_B=torch.full_like(batch.label_B, torch.nan))
+    for step in range(MEASURED_STEPS + 1):
+        assert (objective.losses(without, step)["hint"] == 0).all()
+    assert objective.losses(batch, MEASURED_STEPS + 1)["hint"].sum() > 0
+    measured = objective.get_buffer("gradient_squares").clone()
+    objective.losses(batch, MEASURED_STEPS + 2)
+    assert torch.equal(objective.get_buffer("gradient_squares"), measured)
+
+
 def test_each_lesson_is_measured_by_itself() -> None:
     objective, batch = made(peers(2, in_turn=True, hint=Hint("kl", gradient_share=1.0))()), networks.batch()
     for step in range(MEASURED_STEPS):
