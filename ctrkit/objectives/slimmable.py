@@ -186,18 +186,12 @@ class Slimmable(Objective):
         return self.inference_model().embedding
 
     def _booster_logits(self, read: Read) -> dict[str, Tensor]:
-        return {role: self._logit(role, read) for role in self.boosters}
-
-    def _logit(self, role: str, read: Read) -> Tensor:
-        network = self.networks()[role]
-        given = network.vectors(read)
-        logit_B: Tensor = network.tower(given.x_BX, given.lists)
-        return logit_B
+        return {role: self.networks()[role].logit(read) for role in self.boosters}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """Of every width in `widths` and of the boosters, from one look-up."""
         read = read_embeddings(self.networks().values(), batch)
-        return {role: self._logit(role, read) for role in self.networks()}
+        return {role: network.logit(read) for role, network in self.networks().items()}
 
     @torch.no_grad()
     def calibrate_batch_norm(self, batches: Iterable[Batch]) -> None:

@@ -17,7 +17,6 @@ from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.metrics.report import METRICS
 from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
 from ctrkit.nn.network import Network
-from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
 from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim, channels_name
@@ -25,7 +24,7 @@ from ctrkit.slimming.budget import Budget, rounded_up
 from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
 from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
-from ctrkit.training.predict import predict
+from ctrkit.training.predict import predict_networks
 from ctrkit_serving.latency import Percentile
 
 SEARCH_ROWS = 100_000
@@ -176,7 +175,7 @@ class Slim:
 
     def _scores(self, widths: Iterable[Channels], part: Part) -> dict[str, Any]:
         """Probabilities [rows] of some widths on a part, by name, from one look-up an embedding."""
-        return predict(CoTraining(self.networks(widths)), self.run.loader(part))
+        return predict_networks(self.networks(widths), self.run.loader(part))
 
     def against_full(self, widths: Sequence[Channels]) -> dict[str, dict[str, Any]]:
         """Every metric of some widths on the test part, by name; `difference`: of GAUC, less that of the full width.
