@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from ctrkit.config.data import Count, Seed, Strict
 from ctrkit.names import MEAN, SLIMMABLE, tower_name
 
+CALIBRATION_ROWS = 65_536
+"""Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
+
 
 class TrainConfig(Strict):
     """The training loop. `[models.NAME.train]` overrides any of it for one model."""
@@ -389,7 +392,7 @@ class SlimmableConfig(_Model):
     """Channels of a fraction are rounded to a multiple of it."""
     norm: Literal["switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"] = "universal_batch_norm"
     """What `batch_norm` of the tower is at several widths: `ctrkit.nn.slimmable`."""
-    calibration_rows: Annotated[int, Field(ge=1, le=10**8)] = 65_536
+    calibration_rows: Annotated[int, Field(ge=1, le=10**8)] = CALIBRATION_ROWS
     """Rows of the training part that universal_batch_norm is calibrated on."""
     rescale: bool = False
     """A layer that reads c of its n inputs multiplies their sum by n / c."""

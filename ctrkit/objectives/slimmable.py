@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrkit.config.models import CALIBRATION_ROWS
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss, mean_probability, soft_bce
 from ctrkit.names import SLIMMABLE
@@ -73,7 +74,7 @@ class Slimmable(Objective):
         hint: Hint | None = None,
         gradient_to_tables: float = 1.0,
         label_smoothing: float = 0.0,
-        calibration_rows: int = 65_536,
+        calibration_rows: int = CALIBRATION_ROWS,
         shipped: str | None = None,
         seed: int = 0,
     ) -> None:
