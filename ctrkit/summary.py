@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
 from ctrkit.config.recipe import BEST, Recipe, network_name
+from ctrkit.metrics import Coverage
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.bench.machine import processor
 from ctrkit_serving.latency import measure
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from ctrkit.run import Run
 
 
-_FEW_USERS, _FEW_ROWS = 30, 100
-"""Users with both classes, and rows of the rarer class among theirs, below which GAUC tells little."""
+_FEW_USERS = 30
+"""Users with both classes below which an interval over users, as every GAUC is shown with, tells little."""
 
 
 def measure_bundles(
@@ -156,12 +157,13 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _few_text(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Says so if GAUC rests on too little to tell networks apart."""
-    found = next(iter(models.values())).get("coverage") or {}
-    users, rows, clicks = (found.get(key, 0) for key in ("groups_kept", "impressions_kept", "clicks_kept"))
-    if found and (users < _FEW_USERS or min(clicks, rows - clicks) < _FEW_ROWS):
+    kept = next(iter(models.values())).get("coverage")
+    found = Coverage() if kept is None else Coverage(**kept)
+    if kept is not None and (found.groups_kept < _FEW_USERS or found.is_too_little):
         yield (
-            f"\nGAUC rests on little: {users:,} of {users + found['groups_left_out']:,} users have clicks and others, "
-            f"in {rows:,} rows with {clicks:,} clicks. A difference may be chance: see `ctrkit compare`."
+            f"\nGAUC rests on little: {found.groups_kept:,} of {found.groups_kept + found.groups_left_out:,} users "
+            f"have clicks and others, in {found.impressions_kept:,} rows with {found.clicks_kept:,} clicks. A "
+            "difference may be chance: see `ctrkit compare`."
         )
 
 
