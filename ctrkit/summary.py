@@ -1,8 +1,6 @@
 """The figures of a run: what they cost to serve, the table for people, `summary.json` for machines."""
 
 import datetime
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +10,7 @@ from ctrkit.atomic import write_json
 from ctrkit.config.recipe import BEST, Recipe, network_name
 from ctrkit.metrics import Coverage
 from ctrkit.request import Request, read_requests
-from ctrkit_serving.bench.machine import processor
+from ctrkit_serving.bench.machine import environment
 from ctrkit_serving.latency import measure
 from ctrkit_serving.scorer import Scorer
 
@@ -63,7 +61,7 @@ def summarize(run: "Run") -> dict[str, Any]:
     summary = {
         "name": run.recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": _machine(),
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
         "gap_closed": evaluation["gap_closed"],
@@ -99,14 +97,10 @@ def cheaper_choice(run: "Run") -> dict[str, Any]:
     return {"exported": exported, "monitor": metric, "better_on_validation": better, "chosen_by_validation": chosen}
 
 
-def machine() -> dict[str, Any]:
-    """The hardware that the figures were measured on."""
-    return {
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
+def _machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    found = environment()
+    return {**{key: found[key] for key in ("cpu", "cores", "python")}, "system": found["platform"]}
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -157,6 +157,7 @@ def test_the_summary_has_the_figures_that_were_promised(finished_run: Path) -> N
         assert latency["ads"] == 20
     assert 0.0 <= summary["parity_max_abs_diff"] <= 1e-5
     assert summary["rows"] == {part: PreparedLog.open(finished_run / "data").rows(part) for part in summary["rows"]}
+    assert summary["machine"].keys() == {"cpu", "cores", "python", "system"}
 
 
 def test_multiplications_are_those_of_the_towers(finished_run: Path) -> None:
