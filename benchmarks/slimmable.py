@@ -207,7 +207,7 @@ class Benchmark:
         results = [[self.run(seed).train(model) for model in ("slim", "alone_w1.0")] for seed in self.seeds]
         steps = sum(a["steps"] for a, _ in results) / sum(b["steps"] for _, b in results)
         seconds = sum(a["seconds"] for a, _ in results) / max(sum(b["seconds"] for _, b in results), 1e-9)
-        step = step_cost(run.recipe, run, "slim", "alone_w1.0")
+        step = step_cost(run, "slim", "alone_w1.0")
         return {"train_cost_ratio": step * steps, "step_cost_ratio": step, "seconds_ratio": seconds}
 
     def _frontier(self, networks_: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
