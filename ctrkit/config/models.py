@@ -151,7 +151,9 @@ class PointwiseConfig(_Model):
         return ("",)
 
 
-class _Taught(_Model):
+class TaughtConfig(_Model):
+    """What every model has whose networks hear others."""
+
     unexposed: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
     impression beside the ad of another one of its batch."""
@@ -164,7 +166,7 @@ def _booster_roles(towers: Sequence[str]) -> tuple[str, ...]:
     return ("booster",) if len(towers) == 1 else tuple(f"booster{i}" for i in range(len(towers)))
 
 
-class RocketLaunchingConfig(_Taught):
+class RocketLaunchingConfig(TaughtConfig):
     """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
 
     objective: Literal["rocket_launching"]
@@ -213,7 +215,7 @@ class RocketLaunchingConfig(_Taught):
         return tuple(self.teachers)
 
 
-class DistillationConfig(_Taught):
+class DistillationConfig(TaughtConfig):
     """A light tower that learns from trained models: `ctrkit.objectives.distillation`."""
 
     objective: Literal["distillation"]
@@ -241,7 +243,7 @@ class DistillationConfig(_Taught):
         return tuple(self.teachers)
 
 
-class MutualLearningConfig(_Taught):
+class MutualLearningConfig(TaughtConfig):
     """Towers that teach each other (Zhang et al., CVPR 2018): `ctrkit.objectives.mutual_learning`."""
 
     objective: Literal["mutual_learning"]
@@ -322,7 +324,7 @@ class LessonConfig(Strict):
     auxiliary_head: bool = False
 
 
-class CoTrainingConfig(_Taught):
+class CoTrainingConfig(TaughtConfig):
     """Any mix of them: `ctrkit.objectives.co_training`."""
 
     objective: Literal["co_training"]

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ctrkit.config.data import DataConfig, Strict
 from ctrkit.config.errors import explain
-from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
+from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TaughtConfig, TrainConfig
 from ctrkit.config.overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.names import MEAN
@@ -213,7 +213,8 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
-        if vars(model).get("unexposed") and not self.schema_().side("item"):
+        unexposed = isinstance(model, TaughtConfig) and model.unexposed > 0
+        if unexposed and not self.schema_().side("item"):
             raise ValueError(
                 f"model '{name}': unexposed candidates are made of other impressions' ads, but no feature has "
                 'side = "item"; set unexposed = 0'
@@ -225,7 +226,7 @@ class Recipe(Strict):
                     f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
                     f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
                 )
-            if teacher not in above and vars(model).get("unexposed"):
+            if teacher not in above and unexposed:
                 raise ValueError(
                     f"model '{name}': the column '{teacher}' knows nothing of unexposed candidates; set unexposed = 0"
                 )
