@@ -70,7 +70,8 @@ def _trainer(run: Run, model: str, place: Path) -> Trainer:
     """Of a model as it is drawn, by its own [train]."""
     config = run.recipe.train_config(model)
     objective = build_objective(run.recipe, model, run.log.encoding.num_rows())
-    optimizers, schedulers, towers = build_optimizers(objective, config, 1000, tower_rates(run.recipe, model))
+    rates = tower_rates(run.recipe, model, objective)
+    optimizers, schedulers, towers = build_optimizers(objective, config, 1000, rates)
     return Trainer(
         objective,
         optimizers,

@@ -182,7 +182,7 @@ class ModelTraining:
             )
             torch.manual_seed(config.seed + ranks.rank)  # each drops other units
         optimizers, schedulers, towers = build_optimizers(
-            objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model)
+            objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model, objective)
         )
         peers = None
         if self._peers_apart:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ctrkit.config.data import Count, Seed, Strict
-from ctrkit.names import MEAN, SLIMMABLE, tower_name
+from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE
 
 CALIBRATION_ROWS = 65_536
 """Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
@@ -95,11 +95,6 @@ class _Model(Strict):
         raise NotImplementedError
 
     @property
-    def tower_names(self) -> tuple[str, ...]:
-        """Names of the towers as `Objective.towers` has them, in the order of `roles`."""
-        return tuple(map(tower_name, self.roles))
-
-    @property
     def shipped(self) -> tuple[str, ...]:
         """Those of `roles` that may ship."""
         return self.roles[:1]
@@ -148,7 +143,7 @@ class PointwiseConfig(_Model):
     @property
     def roles(self) -> tuple[str, ...]:
         """The only one."""
-        return ("",)
+        return (SINGLE,)
 
 
 class TaughtConfig(_Model):
@@ -163,7 +158,7 @@ class TaughtConfig(_Model):
 
 def _booster_roles(towers: Sequence[str]) -> tuple[str, ...]:
     """booster, or booster0, booster1, ..."""
-    return ("booster",) if len(towers) == 1 else tuple(f"booster{i}" for i in range(len(towers)))
+    return (BOOSTER,) if len(towers) == 1 else tuple(f"{BOOSTER}{i}" for i in range(len(towers)))
 
 
 class RocketLaunchingConfig(TaughtConfig):
@@ -207,7 +202,7 @@ class RocketLaunchingConfig(TaughtConfig):
     @property
     def roles(self) -> tuple[str, ...]:
         """light and booster, or light and booster0, booster1, ..."""
-        return ("light", *_booster_roles(self.boosters))
+        return (LIGHT, *_booster_roles(self.boosters))
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -235,7 +230,7 @@ class DistillationConfig(TaughtConfig):
     @property
     def roles(self) -> tuple[str, ...]:
         """The only one."""
-        return ("",)
+        return (SINGLE,)
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -440,11 +435,6 @@ class SlimmableConfig(_Model):
     def roles(self) -> tuple[str, ...]:
         """w0.25, w0.5, ..., w1.0, and the boosters'."""
         return (*self.fractions, *self.booster_roles)
-
-    @property
-    def tower_names(self) -> tuple[str, ...]:
-        """All widths are of one tower."""
-        return (*(SLIMMABLE for _ in self.fractions), *self.booster_roles)
 
     @property
     def shipped(self) -> tuple[str, ...]:
