@@ -153,7 +153,8 @@ class Bench:
         for trial_found in found:
             trial_found["mean"] = statistics.mean(trial_found["values"])
         self._sign = 1 if METRICS[metric] else -1
-        experiment.chosen[method] = max(range(len(trials)), key=lambda trial: self._sign * found[trial]["mean"])
+        best = max(range(len(trials)), key=lambda trial: self._sign * found[trial]["mean"])
+        self.experiment = experiment.with_chosen({method: best})
         self.tuning[method] = found
 
     def _run(self, tasks: Sequence[Task], *, evaluate: bool) -> list[dict[str, Any]]:

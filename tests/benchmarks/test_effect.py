@@ -58,8 +58,9 @@ def experiment(folder: Path, text: str = METHODS, only: list[str] | None = None)
 
 
 def test_trials_are_models_with_their_settings(tmp_path: Path) -> None:
-    found = experiment(tmp_path)
-    found.chosen = {"light": 1, "booster": 0}
+    before = experiment(tmp_path).with_chosen({"light": 1})
+    found = before.with_chosen({"booster": 0})
+    assert before.chosen == {"light": 1}
     recipe = found.build([("taught", 0), ("taught", 1)], seed=7)
     assert list(recipe.models) == ["light.1", "booster.0", "taught.0", "taught.1"]
     assert recipe.train_config("light.1").lr == recipe.train_config("booster.0").lr == 0.01
@@ -78,7 +79,7 @@ def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no method 'ligth'"):
         experiment(tmp_path, only=["ligth"])
     wrong = experiment(tmp_path, METHODS.replace("hint.weight", "hint.wieght"))
-    wrong.chosen = {"light": 0, "booster": 0}
+    wrong = wrong.with_chosen({"light": 0, "booster": 0})
     with pytest.raises(UserError, match=r"hint\.wieght: unknown key"):
         wrong.build([("taught", 1)], 0)
 
@@ -101,7 +102,7 @@ def test_the_gap_is_to_a_booster_that_could_serve(tmp_path: Path) -> None:
 def test_readings_of_the_test_part_are_counted_by_all_that_the_models_depend_on(tmp_path: Path) -> None:
     def count(*overrides: str, seeds: int = 2, log: str = "a log", only: list[str] | None = None) -> int:
         found = Experiment.load(small_recipe.write(tmp_path), tmp_path / "methods.toml", overrides, only)
-        found.chosen = dict.fromkeys(found.methods, 0)
+        found = found.with_chosen(dict.fromkeys(found.methods, 0))
         options = argparse.Namespace(quick=False, seeds=seeds, tune_seeds=1, workers=1, tune_only=False, clock=False)
         return effect.Bench(found, tmp_path, options)._count_reading(log)
 
