@@ -1,5 +1,6 @@
 """The methods of an experiment: a recipe's models, each with the settings that validation chooses from."""
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -102,7 +103,11 @@ class Experiment:
                 own = spec.get("networks", ())
                 place["teachers"] = [name if name in own else self._teacher(name) for name in place["teachers"]]
         for hint in spec.get("layer_hints", ()):
-            if "teacher" in hint:
+            # a rocket's own booster goes before a method of that name, as in a recipe
+            own_booster = spec["objective"] == "rocket_launching" and re.fullmatch(
+                r"booster\d*", hint.get("teacher", "")
+            )
+            if "teacher" in hint and not own_booster:
                 hint["teacher"] = self._teacher(hint["teacher"])
         return spec
 

@@ -1,5 +1,8 @@
 """Losses: pure functions on logits, one value an impression, unreduced."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -86,13 +89,20 @@ def kl_divergence(student_B: Tensor, teacher_B: Tensor, temperature: float = 1.0
     return (loss_B - loss_B.detach().clamp(max=0.0)) * temperature**2
 
 
-def mean_probability(logits: list[Tensor]) -> Tensor:
-    """The logit[B] of the mean of several click probabilities."""
+def mean_probability(logits: Sequence[Tensor], known_KB: Tensor | None = None) -> Tensor:
+    """The logit[B] of the mean of several click probabilities.
+
+    Args:
+        logits: K of [B].
+        known_KB: which of them count; of each impression at least one.
+    """
     if len(logits) == 1:
         return logits[0]
-    stacked_KB = torch.stack(logits)
-    click_B = functional.logsigmoid(stacked_KB).logsumexp(0)
-    return click_B - functional.logsigmoid(-stacked_KB).logsumexp(0)
+    stacked_KB = torch.stack(list(logits))
+    click_KB, none_KB = functional.logsigmoid(stacked_KB), functional.logsigmoid(-stacked_KB)
+    if known_KB is not None:
+        click_KB, none_KB = (each_KB.masked_fill(~known_KB, -math.inf) for each_KB in (click_KB, none_KB))
+    return click_KB.logsumexp(0) - none_KB.logsumexp(0)
 
 
 def attention_transfer(student_BH: Tensor, teacher_BH: Tensor) -> Tensor:

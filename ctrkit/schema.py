@@ -141,6 +141,12 @@ class Schema(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _label_apart(self) -> Self:
+        if self.label in self.teachers:
+            raise ValueError(f"teachers names the label column '{self.label}': it would tell labels that are not known")
+        return self
+
+    @model_validator(mode="after")
     def _privileged_alone(self) -> Self:
         hidden = {f.source: f.name for f in self.privileged_features}
         for feature in self.serving_features:

@@ -77,6 +77,14 @@ def mutual(**keys: Any) -> dict[str, Any]:
     return {"objective": "mutual_learning", "peers": ["light", "booster"], **keys}
 
 
+BOTH = [{"student": "a", "teachers": ["b"]}, {"student": "b", "teachers": ["a"]}]
+"""Lessons of two networks that teach each other."""
+
+
+def mix(**keys: Any) -> dict[str, Any]:
+    return {"objective": "co_training", "networks": {"a": "light", "b": "booster"}, "lessons": BOTH[:1], **keys}
+
+
 BATCH = networks.batch(features=networks.PRIVILEGED)
 
 
@@ -256,6 +264,72 @@ def test_a_student_of_the_label_or_of_a_hint() -> None:
         built(distilled(label_weight=0.0, hint={"weight": 0.0}))
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (distilled(label_weight=0.0, auxiliary_head=True), "the student learns from nothing: .* auxiliary head"),
+        (mix(label_weight={"a": 0.0, "b": 0.0}, lessons=BOTH), "'a' learns from nothing"),
+        (mix(label_weight={"a": 0.0}, lessons=[{**BOTH[0], "auxiliary_head": True}]), "'a' learns from nothing"),
+        (mix(gradient_to_shared={"a": 0.0, "b": 0.0}), "gradient_to_shared is 0 for a, b: nobody would train"),
+    ],
+)
+def test_what_the_log_does_not_reach_is_refused(model: dict[str, Any], message: str) -> None:
+    """It would be trained, evaluated and shipped as it was drawn."""
+    with pytest.raises(UserError, match=f"^model 'model': {message}"):
+        built(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        mix(label_weight={"a": 0.0}, lessons=BOTH),
+        mix(label_weight={"a": 0.0, "b": 0.0}, lessons=[*BOTH, {"student": "b", "teachers": [networks.TEACHER]}]),
+        mix(label_weight={"a": 0.0, "b": 0.0}, lessons=[BOTH[0], {"student": "b", "teachers": ["booster"]}]),
+        mix(gradient_to_shared={"a": 0.0}),
+        mix(gradient_to_shared={"a": 0.0, "b": 0.0}, own_tables=["b"]),
+    ],
+)
+def test_what_the_log_reaches_by_others_is_built(model: dict[str, Any]) -> None:
+    built(model)
+
+
+@pytest.mark.parametrize(
+    ("networks_", "lessons"),
+    [
+        ({"hint": "light", "b": "booster"}, [{"student": "hint", "teachers": ["b"]}]),
+        (
+            {"a": "light", "hint_a": "booster"},
+            [{"student": "a", "teachers": ["hint_a"]}, {"student": "hint_a", "teachers": ["a"]}],
+        ),
+    ],
+)
+def test_a_name_of_a_hints_loss_is_refused(networks_: dict[str, str], lessons: list[dict[str, Any]]) -> None:
+    # the hint would stand in the place of the network's label loss
+    with pytest.raises(UserError, match=r"^model 'model': a network cannot be called 'hint"):
+        built({"objective": "co_training", "networks": networks_, "lessons": lessons})
+
+
+def test_a_network_with_the_name_of_an_ensemble_above_teaches_itself() -> None:
+    model = {
+        "objective": "co_training",
+        "networks": {"a": "light", "four": "booster"},
+        "lessons": [{"student": "a", "teachers": ["four"]}],
+    }
+    four = {"objective": "ensemble", "members": ["light", "light"]}
+    objective = built(model, models={"four": four, "model": model})
+    assert objective.lessons[0].teachers == ("four",)
+
+
+def test_layers_of_a_mean_that_teaches_are_known_before_training() -> None:
+    # two layers of 8 beside each other are one of 16: it would be told after the training of the peers
+    model = distilled(teachers=["pair"], layer_hints=[{"layer": 0, "teacher_layer": 0, "loss": "attention"}])
+    pair = mutual(peers=["light", "light"])
+    check_networks(recipe(model, models={"pair": {**pair, "serve": "best"}, "model": model}), "model")
+    found = recipe(model, models={"pair": {**pair, "serve": "mean"}, "model": model})
+    with pytest.raises(UserError, match=r"^model 'model': attention transfer takes layers of one width, not 8 and 16"):
+        check_networks(found, "model")
+
+
 # --- distillation
 
 
@@ -315,7 +389,7 @@ def test_any_mix() -> None:
             ],
             "own_tables": ["peer"],
             "gradient_to_shared": {"small": 0.5},
-            "label_weight": {"peer": 0.0},
+            "label_weight": {"small": 0.0},
             "updates": "in_turn",
             "serve": ["small", "peer"],
             "label_smoothing": 0.1,
@@ -325,7 +399,7 @@ def test_any_mix() -> None:
     assert (objective.turns, objective.label_smoothing) == (3, 0.1)
     assert objective.networks()["small"].embedding is objective.networks()["large"].embedding
     assert objective.networks()["peer"].embedding is not objective.networks()["small"].embedding
-    assert losses(objective, BATCH).keys() == {"small", "large", "hint_small", "hint_peer"}
+    assert losses(objective, BATCH).keys() == {"large", "peer", "hint_small", "hint_peer"}
     assert [(each.average, each.auxiliary) for each in objective.lessons] == [("each", False), ("mean", True)]
 
 

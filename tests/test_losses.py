@@ -216,6 +216,13 @@ def test_the_mean_of_probabilities_is_no_mean_of_logits() -> None:
     assert torch.autograd.gradcheck(lambda a, b: mean_probability([a, b]), (leaf(LIGHT), leaf(BOOSTER)))
 
 
+def test_the_mean_of_the_probabilities_that_are_known() -> None:
+    known_KB = torch.tensor([[True, False, True], [True, True, False]])
+    light, booster = LIGHT[:3], BOOSTER[:3]
+    expected = torch.stack([(light[0].sigmoid() + booster[0].sigmoid()) / 2, booster[1].sigmoid(), light[2].sigmoid()])
+    torch.testing.assert_close(mean_probability([light, booster], known_KB).sigmoid(), expected)
+
+
 def test_the_mean_of_extreme_probabilities_is_finite() -> None:
     extreme = mean_probability([torch.tensor([200.0, -200.0, 200.0]), torch.tensor([200.0, -200.0, -200.0])])
     torch.testing.assert_close(extreme, torch.tensor([200.0, -200.0, 0.0]))

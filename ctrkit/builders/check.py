@@ -66,5 +66,7 @@ def untrained_teachers(recipe: Recipe, model: str, num_rows: Mapping[str, int]) 
     found = {}
     for name, (teacher, role) in recipe.frozen_teachers(model).items():
         frozen = untrained_teachers(recipe, teacher, num_rows)
-        found[name] = build_objective(recipe, teacher, num_rows, frozen=frozen).networks()[role]
+        objective = build_objective(recipe, teacher, num_rows, frozen=frozen)
+        # by its own name a model teaches through what ships, which may be the mean of its networks
+        found[name] = objective.inference_model() if name == teacher else objective.networks()[role]
     return found

@@ -177,7 +177,7 @@ def _co_training(
         [
             Lesson(
                 lesson.student,
-                teachers(lesson.teachers),
+                tuple(t for name in lesson.teachers for t in ([name] if name in config.networks else teachers([name]))),
                 _hint(lesson.hint),
                 lesson.average,
                 lesson.blocked,

@@ -61,7 +61,8 @@ class HintConfig(Strict):
 
     loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
     weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    """Beyond these float32 cannot tell the loss from zero."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     gradient_share: Annotated[float, Field(gt=0)] | None = None
@@ -71,6 +72,12 @@ class HintConfig(Strict):
     def _temperature(self) -> Self:
         if self.temperature != 1 and self.loss != "kl":
             raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
+        return self
+
+    @model_validator(mode="after")
+    def _loudness(self) -> Self:
+        if self.gradient_share is not None and self.weight != 1:
+            raise ValueError("gradient_share says how loud the hint is, and weight would change that; give one of them")
         return self
 
 
@@ -187,6 +194,15 @@ class RocketLaunchingConfig(TaughtConfig):
     def _teachers(self) -> Self:
         if self.teacher_hint != KlHintConfig() and not self.teachers:
             raise ValueError("teacher_hint is what `teachers` say to the light tower; give teachers too")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_once(self) -> Self:
+        for place, tower in enumerate(("light", "booster")):
+            layers = [pair[place] for pair in self.shared_layers]
+            twice = next((layer for layer in layers if layers.count(layer) > 1), None)
+            if twice is not None:
+                raise ValueError(f"shared_layers names {tower}'s layer {twice} twice; share each layer once")
         return self
 
     @property
@@ -452,6 +468,10 @@ class SlimmableConfig(_Model):
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
         if not self.distillation and not self.label_weight and not self.boosters:
             raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        if self.gradient_to_tables == 0 and not self.boosters:
+            raise ValueError(
+                "gradient_to_tables = 0 leaves the tables to a booster, and there is none; give booster too"
+            )
         if self.hint != HintConfig() and not self.boosters:
             raise ValueError("hint is what a booster says to every width; give booster too")
         if self.hint.gradient_share is not None or self.hint.labelled_only:

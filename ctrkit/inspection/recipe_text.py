@@ -33,15 +33,11 @@ hint = { loss = "kl", weight = 1.0 }
 # also on candidates nobody saw: user and context of one impression, the ad of another
 unexposed = 1.0
 
-# four light nets, each with tables of its own, that teach the one that ships
-[models.ensemble]
-objective = "ensemble"
-members = ["light", "light", "light", "light"]
-
+# the light tower again, taught by the trained booster: on the log and on candidates that nobody saw
 [models.distilled]
 objective = "distillation"
 student = "light"
-teachers = ["ensemble"]
+teachers = ["booster"]
 label_weight = 0.5
 hint = { loss = "soft_bce", weight = 0.5 }
 unexposed = 1.0

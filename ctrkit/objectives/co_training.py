@@ -76,6 +76,7 @@ class CoTraining(Objective):
             self.register_buffer("gradient_squares", torch.zeros(len(self.lessons), 2))  # of label loss and hint
         self._shared_layers = _shared_parameters(networks)
         self._check_names(networks, frozen or {})
+        self._check_learns(networks)
         for lesson in self.lessons:
             if lesson.auxiliary:
                 widths = networks[lesson.student].tower.hidden_widths
@@ -91,10 +92,11 @@ class CoTraining(Objective):
             self.towers[part_name(hint.student, f"projection-{index}")] = nn.Linear(*widths)
 
     def _check_names(self, networks: Mapping[str, Network], frozen: Mapping[str, Network]) -> None:
-        """Each name is one network's, nobody teaches itself, and every network has something to learn from."""
+        """Each name is one network's or one loss's, and nobody teaches itself."""
         for name in networks.keys() & frozen.keys():
             raise ValueError(f"'{name}' is the name of a network and of a frozen teacher; rename one of them")
-        students = {lesson.student for lesson in self.lessons if lesson.hint.weight}
+        for name in networks.keys() & self._hint_names():  # its label loss would be lost
+            raise ValueError(f"a network cannot be called '{name}', which is what a loss between networks is called")
         pairs = [(lesson.student, name) for lesson in self.lessons for name in lesson.teachers]
         pairs += [(hint.student, hint.teacher) for hint in self.layer_hints]
         for lesson in self.lessons:
@@ -108,10 +110,26 @@ class CoTraining(Objective):
         for student, teacher in pairs:
             if student == teacher:
                 raise ValueError(f"'{student}' would teach itself; name another teacher")
+
+    def _check_learns(self, networks: Mapping[str, Network]) -> None:
+        """Something of the log reaches every network's own logit, and what networks share."""
+        informed = {role for role in networks if self.label_weight.get(role, 1.0)}
+        heard = [lesson for lesson in self.lessons if lesson.hint.weight and not lesson.auxiliary]
+        for _ in networks:  # as far as knowledge goes from one to the next
+            told = {each.student for each in heard if any(t in informed or t not in networks for t in each.teachers)}
+            informed |= told
         for role in networks:
-            if self.label_weight.get(role, 1.0) == 0 and role not in students:
+            if role not in informed:
                 raise ValueError(
-                    f"'{role}' learns from nothing: its label weight is 0, and no lesson with a weight is its"
+                    f"{repr(role) if role else 'the student'} learns from nothing: its label weight is 0, and no "
+                    "lesson with a weight, from somebody who has learnt, reaches the logit that serves; an auxiliary "
+                    "head's does not serve"
+                )
+        for embedding in self.tables():
+            holders = [role for role, network in networks.items() if embedding in network.embeddings]
+            if len(holders) > 1 and all(self.gradient_to_shared.get(role, 1.0) == 0 for role in holders):
+                raise ValueError(
+                    f"gradient_to_shared is 0 for {', '.join(holders)}: nobody would train the tables that they share"
                 )
 
     def _widths(self, hint: LayerHint) -> tuple[int, int]:
@@ -200,9 +218,13 @@ class CoTraining(Objective):
     def _names(self) -> list[str]:
         """Names of all losses."""
         labels = [role for role in self.networks() if self.label_weight.get(role, 1.0)]
+        return [*labels, *self._hint_names()]
+
+    def _hint_names(self) -> list[str]:
+        """Of those between networks."""
         kinds = ["hint", *(["unexposed_hint"] if self.unexposed and self.training else [])]
         hints = [self._hint_name(kind, lesson.student) for kind in kinds for lesson in self.lessons]
-        return list(dict.fromkeys([*labels, *hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
+        return list(dict.fromkeys([*hints, *(f"layer_hint_{i}" for i in range(len(self.layer_hints)))]))
 
     def _hint_name(self, kind: str, student: str) -> str:
         return kind if len({lesson.student for lesson in self.lessons}) == 1 else f"{kind}_{student}"
@@ -239,37 +261,41 @@ class CoTraining(Objective):
     def _hint(
         self, index: int, lesson: Lesson, traces: Mapping[str, Traced], batch: Batch, step: int, *, shown: bool
     ) -> Tensor:
-        """Weighted; zero where a teacher has nothing to say: a column of the log without a score."""
+        """Weighted; by the teachers that know an impression: a column of the log may have no score for it.
+
+        Zero where none does.
+        """
         student_B = traces[lesson.student].logit_B
         if lesson.auxiliary:
             student_B = single_logit(self.towers[part_name(lesson.student, _HEAD)], traces[lesson.student].hidden[-1])
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
-        known_B = ~torch.stack(teachers).isnan().any(0)
+        known_KB = ~torch.stack(teachers).isnan()
+        known_B = known_KB.any(0)
+        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
+        known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
         if lesson.hint.labelled_only:
             known_B = known_B * labelled(batch.label_B, batch.weight_B)
-        teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
-        if lesson.average == "mean":
-            teachers = [mean_probability(teachers)]
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
             squares = self.get_buffer("gradient_squares")[index]
-            if step < MEASURED_STEPS and self.training:
+            if self.training and (step < MEASURED_STEPS or not squares.all()):  # no label yet, or no teacher's score
                 if not shown:  # not applied yet, and measured on what was shown
                     return torch.zeros_like(student_B)
-                squares += self._squares(lesson, student_B, teachers, known_B, batch)
+                squares += self._squares(lesson, student_B, teachers, known_KB, known_B, batch)
             weight *= lesson.hint.scale(squares, step)
-        return weight * _mean_hint(lesson, student_B, teachers) * known_B
+        return weight * _mean_hint(lesson, student_B, teachers, known_KB) * known_B
 
     def _squares(
-        self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_B: Tensor, batch: Batch
-    ) -> Tensor:
+        self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor, known_B: Tensor,
+        batch: Batch,
+    ) -> Tensor:  # fmt: skip
         """Squared norms of the label loss's and the hint's gradients on the student's logits, over all processes."""
         logit_B = student_B.detach().requires_grad_()
         with torch.enable_grad():
             label_B = self._label_loss(lesson.student, logit_B, batch)
-            hint_B = _mean_hint(lesson, logit_B, [teacher_B.detach() for teacher_B in teachers]) * known_B
+            hint_B = _mean_hint(lesson, logit_B, [each_B.detach() for each_B in teachers], known_KB) * known_B
             losses = [(batch.weight_B * loss_B).sum() for loss_B in (label_B, hint_B)]
             gradients = [torch.autograd.grad(loss, logit_B)[0] for loss in losses]
         added = torch.stack([gradient_B.float().square().sum() for gradient_B in gradients])
@@ -302,9 +328,12 @@ class _Traceable(nn.Module):
         return self.tower.trace(given.x_BX, given.lists)
 
 
-def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor]) -> Tensor:
-    """Mean over the teachers."""
-    return torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers]).mean(0)
+def _mean_hint(lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor) -> Tensor:
+    """Over the teachers that know an impression: the mean of the hints to each, or the hint to their mean."""
+    if lesson.average == "mean":
+        return lesson.hint(student_B, mean_probability(teachers, known_KB))
+    hints_KB = torch.stack([lesson.hint(student_B, teacher_B) for teacher_B in teachers])
+    return (hints_KB * known_KB).sum(0) / known_KB.sum(0)
 
 
 def _shared_parameters(networks: Mapping[str, Network]) -> dict[str, list[str]]:

@@ -46,7 +46,8 @@ class Hint:
     """Steps after the warm-up in which it falls to zero again, linearly; 0: it stays."""
     gradient_share: float | None = None
     """Scale the hint so that the norm of its gradient is this share of the label loss's, both with respect to the
-    student's logits and measured over its first `MEASURED_STEPS` steps, in which it is not yet applied."""
+    student's logits and measured over the first `MEASURED_STEPS` steps, or until there is something of both, in which
+    it is not yet applied."""
     labelled_only: bool = False
     """Only on impressions with a label, its mean taken over them as the label loss's is: what semi-supervised learning,
     where it acts on all, is measured against."""

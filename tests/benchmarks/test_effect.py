@@ -70,6 +70,17 @@ def test_trials_are_models_with_their_settings(tmp_path: Path) -> None:
     assert recipe.export_model == "light.1"
 
 
+def test_a_layer_hint_of_a_rocket_is_its_own_boosters(tmp_path: Path) -> None:
+    hint = '[{ layer = 0, teacher_layer = 0, teacher = "booster" }]'
+    rocket = '[methods.rocket]\nobjective = "rocket_launching"\nlight = "light"\nbooster = "booster"\n'
+    taught = '[methods.hinted]\nobjective = "distillation"\nstudent = "light"\nteachers = ["booster"]\n'
+    ends = f"layer_hints = {hint}\nablation = true\n"
+    found = experiment(tmp_path, f"{METHODS}{rocket}{ends}{taught}{ends}")
+    found.chosen = {"light": 0, "booster": 1}
+    assert found.settings("rocket", 0)["layer_hints"][0]["teacher"] == "booster"
+    assert found.settings("hinted", 0)["layer_hints"][0]["teacher"] == "booster.1"
+
+
 def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
     fewer = METHODS.replace('trials = [{ "train.lr" = 0.01 }, {}]', "trials = [{}]")
     with pytest.raises(

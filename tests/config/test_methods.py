@@ -49,10 +49,20 @@ def load(folder: Path, *overrides: str) -> Recipe:
             ['columns.teachers=["score"]', 'features.score={side="item",kind="dense"}'],
             "feature 'score' reads the teachers column 'score': it gives the answer away",
         ),
+        (
+            ['columns.teachers=["click"]', 'models.kd={objective="distillation",student="light",teachers=["click"]}'],
+            "teachers names the label column 'click'",
+        ),
         # --- hints
         (
             ["models.rocket.hint={temperature=2.0}"],
             'models.rocket.hint: temperature is a key of loss = "kl"; this hint is "logit_mse"',
+        ),
+        (['models.rocket.hint={loss="kl",temperature=1e-30}'], "models.rocket.hint.temperature: .* greater than or eq"),
+        (['models.rocket.hint={loss="kl",temperature=1e30}'], "models.rocket.hint.temperature: .* less than or equal"),
+        (
+            ["models.rocket.hint={gradient_share=0.5,weight=0.1}"],
+            "models.rocket.hint: gradient_share says how loud the hint is, and weight would change that",
         ),
         (['models.rocket.hint={loss="cosine"}'], "models.rocket.hint.loss: Input should be 'logit_mse'"),
         (["models.rocket.hint.weight=-1.0"], "models.rocket.hint.weight: Input should be greater than or equal to 0"),
@@ -67,6 +77,9 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (['towers.light.privileged="False"'], "towers.light.privileged: Input should be a valid boolean"),
         (["models.rocket.shared_layers=[[0]]"], r"models.rocket.shared_layers.0: List should have at least 2 items"),
         (["models.rocket.shared_layers=[[0,-1]]"], "models.rocket.shared_layers.0.1: .* greater than or equal to 0"),
+        # a pair would be lost, or two layers of a tower would be one
+        (["models.rocket.shared_layers=[[0,0],[0,1]]"], "models.rocket: shared_layers names light's layer 0 twice"),
+        (["models.rocket.shared_layers=[[0,1],[1,1]]"], "models.rocket: shared_layers names booster's layer 1 twice"),
         (["models.rocket.booster=[]"], "models.rocket.booster"),
         (['models.rocket.booster=["booster","heavy"]'], "model 'rocket' names tower 'heavy', which is not in"),
         # --- kinds of towers
@@ -162,6 +175,10 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (
             ['models.slim={objective="slimmable",tower="light",widths=[0.3333333,0.3333334,1.0],serve=0.3333333}'],
             "models.slim: widths has one twice, to the six digits",
+        ),
+        (
+            ['models.slim={objective="slimmable",tower="light",gradient_to_tables=0.0}'],
+            "models.slim: gradient_to_tables = 0 leaves the tables to a booster, and there is none",
         ),
         # --- unexposed candidates
         (

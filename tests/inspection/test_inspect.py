@@ -86,9 +86,9 @@ def test_the_recipe_is_what_the_defaults_train(tmp_path: Path) -> None:
         ("light", "pointwise"),
         ("booster", "pointwise"),
         ("rocket", "rocket_launching"),
-        ("ensemble", "ensemble"),
         ("distilled", "distillation"),
     ]
+    assert recipe.models["distilled"].teachers == ["booster"]  # type: ignore[union-attr]
     prepared = prepare(recipe.data, recipe.schema_(), tmp_path / "prepared")
     assert sum(prepared.rows(part) for part in ("train", "valid", "test")) == ROWS
 

@@ -183,14 +183,22 @@ def test_without_a_score_there_is_no_hint() -> None:
 
 
 @pytest.mark.parametrize("average", ["each", "mean"])
-def test_a_missing_score_is_no_trouble_for_a_teacher_that_is_not_blocked(average: Any) -> None:
+def test_where_a_column_has_no_score_the_other_teacher_teaches_alone(average: Any) -> None:
+    """Also one that is not blocked: its gradient is finite."""
     tables = networks.embedding()
     light, booster = Network(tables, tower(tables, 8)), Network(tables, tower(tables, 16))
     lesson = Lesson("light", ("booster", networks.TEACHER), Hint("kl"), average, blocked=False)
     objective, batch = CoTraining({"light": light, "booster": booster}, [lesson]), networks.batch()
     found = objective.losses(batch)["hint"]
-    known_B = ~batch.teachers[networks.TEACHER].isnan()
-    assert ((found > 0) == known_B).all()
+    score_B, logits = batch.teachers[networks.TEACHER], objective.logits(batch)
+    known_B = ~score_B.isnan()
+    assert 0 < known_B.sum() < len(batch)
+    booster_B, score_B = logits["booster"], score_B.nan_to_num()
+    alone_B = kl_divergence(logits["light"], booster_B)
+    both_B = (alone_B + kl_divergence(logits["light"], score_B)) / 2
+    if average == "mean":
+        both_B = kl_divergence(logits["light"], mean_probability([booster_B, score_B]))
+    torch.testing.assert_close(found, torch.where(known_B, both_B, alone_B))
     for part in ("light", "booster", "tables"):
         assert all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients(found, objective, part))
 
@@ -368,6 +376,18 @@ def test_the_measure_is_over_all_measured_steps_and_then_stays() -> None:
     objective.losses(networks.batch(seed=9), MEASURED_STEPS)
     objective.eval()
     objective.losses(networks.batch(seed=9), 0)
+    assert torch.equal(objective.get_buffer("gradient_squares"), measured)
+
+
+def test_the_measure_waits_for_the_first_label() -> None:
+    """Else a log whose labels begin late would never hear the hint."""
+    objective, batch = made(rocket(hint=Hint("kl", gradient_share=1.0))()), networks.batch()
+    without = replace(batch, label_B=torch.full_like(batch.label_B, torch.nan))
+    for step in range(MEASURED_STEPS + 1):
+        assert (objective.losses(without, step)["hint"] == 0).all()
+    assert objective.losses(batch, MEASURED_STEPS + 1)["hint"].sum() > 0
+    measured = objective.get_buffer("gradient_squares").clone()
+    objective.losses(batch, MEASURED_STEPS + 2)
     assert torch.equal(objective.get_buffer("gradient_squares"), measured)
 
 
