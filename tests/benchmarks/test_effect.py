@@ -75,8 +75,7 @@ def test_a_layer_hint_of_a_rocket_is_its_own_boosters(tmp_path: Path) -> None:
     rocket = '[methods.rocket]\nobjective = "rocket_launching"\nlight = "light"\nbooster = "booster"\n'
     taught = '[methods.hinted]\nobjective = "distillation"\nstudent = "light"\nteachers = ["booster"]\n'
     ends = f"layer_hints = {hint}\nablation = true\n"
-    found = experiment(tmp_path, f"{METHODS}{rocket}{ends}{taught}{ends}")
-    found.chosen = {"light": 0, "booster": 1}
+    found = experiment(tmp_path, f"{METHODS}{rocket}{ends}{taught}{ends}").with_chosen({"light": 0, "booster": 1})
     assert found.settings("rocket", 0)["layer_hints"][0]["teacher"] == "booster"
     assert found.settings("hinted", 0)["layer_hints"][0]["teacher"] == "booster.1"
 
