@@ -170,15 +170,12 @@ class Bench:
         experiment = self.experiment
         scores = Scores(self.place, self.seeds, experiment.model(experiment.baseline))
         rows, methods = [], dict[str, Any]()
+        networks = experiment.build(list(experiment.chosen.items()), 0).networks().values()
         for method in experiment.chosen:
             model = experiment.model(method)
             results = [each["results"][model] for each in trained]
             ships = [result["ships"] for result in results]
-            roles = [
-                network.removeprefix(model).lstrip("_")
-                for network in trained[0]["networks"]
-                if network == model or network.startswith(f"{model}_")
-            ]
+            roles = [network.role for network in networks if network.model == model]
             seconds = round(statistics.mean(result["seconds"] for result in results), 1)
             of_roles = {role: Row(scores, trained, model, [role] * len(ships)) for role in roles}
             shipped = of_roles[""] if roles == [""] else Row(scores, trained, model, ships)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config.recipe import BEST, Recipe, network_name
+from ctrkit.config.recipe import BEST, Recipe
 from ctrkit.metrics import Coverage
 from ctrkit.request import Request, read_requests
 from ctrkit_serving.bench.machine import environment
@@ -76,10 +76,10 @@ def summarize(run: "Run") -> dict[str, Any]:
 
 def same_cost(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]], timed: str) -> list[str]:
     """Names of the networks that cost what one of them does to serve: their towers have its kind and its layers."""
-    towers = {  # without what only training knows; the mean of several networks is none of them
-        network_name(name, role): recipe.towers[tower].model_dump(exclude={"dropout", "lr", "weight_decay"})
-        for name, config in recipe.models.items()
-        for role, tower in zip(config.roles, config.towers, strict=True)
+    towers = {  # without what only training knows
+        name: recipe.towers[network.tower].model_dump(exclude={"dropout", "lr", "weight_decay"})
+        for name, network in recipe.networks().items()
+        if network.tower is not None
     }
 
     def cost(name: str) -> tuple[Any, int]:  # a slimmable tower has one configuration and many widths

@@ -19,7 +19,7 @@ import torch
 
 from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
-from ctrkit.config.recipe import Recipe, load_recipe, network_name
+from ctrkit.config.recipe import Recipe, load_recipe, network_name, read_recipe
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
@@ -142,6 +142,7 @@ def test_the_summary_has_the_figures_that_were_promised(finished_run: Path) -> N
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary.keys() >= {"models", "gap_closed", "latency_ms", "parity_max_abs_diff"}
     assert list(summary["models"]) == [*NETWORKS, "oracle"]
+    assert list(read_recipe(finished_run / "recipe.json").networks()) == NETWORKS
     for name, model in summary["models"].items():
         assert model.keys() >= {"gauc", "auc", "log_loss", "multiplications"}
         assert 0.0 < model["gauc"] < 1.0

@@ -25,8 +25,8 @@ class TowerRates:
 
 def tower_rates(recipe: Recipe, model: str, objective: Objective) -> dict[str, TowerRates]:
     """Learning rate and weight decay of a model's towers, by name, where one has its own."""
-    config, found = recipe.models[model], dict[str, TowerRates]()
-    for role, name in zip(config.roles, config.towers, strict=True):
+    found = dict[str, TowerRates]()
+    for role, name in recipe.models[model].tower_of.items():
         tower = recipe.towers[name]
         found[objective.tower_name(role)] = TowerRates(tower.lr, tower.weight_decay)
     return found

@@ -102,6 +102,11 @@ class _Model(Strict):
         raise NotImplementedError
 
     @property
+    def tower_of(self) -> dict[str, str]:
+        """Name of a network's tower, by role."""
+        return dict(zip(self.roles, self.towers, strict=True))
+
+    @property
     def shipped(self) -> tuple[str, ...]:
         """Those of `roles` that may ship."""
         return self.roles[:1]
