@@ -153,7 +153,8 @@ class Bench:
         for trial_found in found:
             trial_found["mean"] = statistics.mean(trial_found["values"])
         self._sign = 1 if METRICS[metric] else -1
-        experiment.chosen[method] = max(range(len(trials)), key=lambda trial: self._sign * found[trial]["mean"])
+        best = max(range(len(trials)), key=lambda trial: self._sign * found[trial]["mean"])
+        self.experiment = experiment.with_chosen({method: best})
         self.tuning[method] = found
 
     def _run(self, tasks: Sequence[Task], *, evaluate: bool) -> list[dict[str, Any]]:
@@ -169,15 +170,12 @@ class Bench:
         experiment = self.experiment
         scores = Scores(self.place, self.seeds, experiment.model(experiment.baseline))
         rows, methods = [], dict[str, Any]()
+        networks = experiment.build(list(experiment.chosen.items()), 0).networks().values()
         for method in experiment.chosen:
             model = experiment.model(method)
             results = [each["results"][model] for each in trained]
             ships = [result["ships"] for result in results]
-            roles = [
-                network.removeprefix(model).lstrip("_")
-                for network in trained[0]["networks"]
-                if network == model or network.startswith(f"{model}_")
-            ]
+            roles = [network.role for network in networks if network.model == model]
             seconds = round(statistics.mean(result["seconds"] for result in results), 1)
             of_roles = {role: Row(scores, trained, model, [role] * len(ships)) for role in roles}
             shipped = of_roles[""] if roles == [""] else Row(scores, trained, model, ships)

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ctrkit.config.recipe import Recipe, load_recipe
 from ctrkit.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Experiment:
     """A recipe's log and features, with methods in the place of its models.
 
@@ -34,7 +34,7 @@ class Experiment:
     baseline: str
     default: str
     gap: str | None
-    chosen: dict[str, int] = field(default_factory=dict)
+    chosen: Mapping[str, int] = field(default_factory=dict)
     """Trial of each method that validation has chosen."""
 
     @classmethod
@@ -76,6 +76,10 @@ class Experiment:
             content["default"],
             content.get("gap"),
         )
+
+    def with_chosen(self, chosen: Mapping[str, int]) -> "Experiment":
+        """The same, with these trials chosen too."""
+        return replace(self, chosen={**self.chosen, **chosen})
 
     def trials(self, method: str) -> list[Mapping[str, Any]]:
         """The settings to choose from."""

@@ -4,7 +4,6 @@ import argparse
 import datetime
 import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrkit.config.recipe import load_recipe
-from ctrkit_serving.bench.machine import memory_gib, processor, usable_cores
+from ctrkit_serving.bench import machine
 
 LIBRARIES = (
     "numpy", "torch", "torchrec", "fbgemm-gpu-cpu", "onnxruntime", "onnx", "pandas", "pyarrow", "polars",
@@ -41,11 +40,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "cpu": processor(),
-        "cores": usable_cores(),
-        "memory_gib": memory_gib(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
+        **machine.environment(),
         "libraries": _versions(),
     }
 

@@ -30,18 +30,16 @@ from benchmarks.slimmable_models import BETWEEN, WIDTHS, Plan, networks
 from ctrkit.atomic import atomic_file, read_json, write_json
 from ctrkit.config.recipe import load_recipe
 from ctrkit.data.columns import GROUP, LABEL
-from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.evaluation.plots import draw_frontier, save
 from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap
 from ctrkit.nn.network import Network
-from ctrkit.objectives.co_training import CoTraining
 from ctrkit.run import Run
 from ctrkit.slimming.autoslim import within
 from ctrkit.slimming.budget import ADS
 from ctrkit.slimming.slim import Slim
 from ctrkit.slimming.timing import side_by_side
-from ctrkit.training.predict import predict
+from ctrkit.training.predict import predict_networks
 
 PARTS = ("main", "ablations", "autoslim", "frontier", "budgets")
 _BUDGETS = ("w0.25", "w0.5", "w0.75")
@@ -122,7 +120,7 @@ class Benchmark:
                     return
         found = networks(run, model, self.found)
         say(f"score {model}: {', '.join(found)}")
-        scores = scored(found, run.loader("test"))
+        scores: dict[str, Any] = predict_networks(found, run.loader("test"))
         with atomic_file(place) as file:
             np.savez(file, key=np.array(key), **scores)
         yield from scores.items()
@@ -209,7 +207,7 @@ class Benchmark:
         results = [[self.run(seed).train(model) for model in ("slim", "alone_w1.0")] for seed in self.seeds]
         steps = sum(a["steps"] for a, _ in results) / sum(b["steps"] for _, b in results)
         seconds = sum(a["seconds"] for a, _ in results) / max(sum(b["seconds"] for _, b in results), 1e-9)
-        step = step_cost(run.recipe, run, "slim", "alone_w1.0")
+        step = step_cost(run, "slim", "alone_w1.0")
         return {"train_cost_ratio": step * steps, "step_cost_ratio": step, "seconds_ratio": seconds}
 
     def _frontier(self, networks_: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -240,12 +238,6 @@ class Benchmark:
             data = {"ads": self.options.ads, "networks": [row for row in rows if row["p50"] is not None]}
             save(self.options.figure.parent, self.options.figure.stem, draw_frontier, data)
         return rows
-
-
-def scored(found: Mapping[str, Network], loader: Loader) -> dict[str, Any]:
-    """Probabilities [rows] of any networks, from one look-up an embedding."""
-    together = CoTraining({f"network{i}": network for i, network in enumerate(found.values())})
-    return dict(zip(found, predict(together, loader).values(), strict=True))
 
 
 def _pairs(scores: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

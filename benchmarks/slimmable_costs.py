@@ -1,27 +1,28 @@
 """What towers cost: time of a training step, budgets that have to hold."""
 
-import time
+import contextlib
+import tempfile
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.report import table
+from benchmarks.training_steps import Given, UsedUpError
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config.recipe import Recipe
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.run import Run
 from ctrkit.slimming.budget import Budget
 from ctrkit.slimming.slim import Slim
 from ctrkit.slimming.timing import measured_again
+from ctrkit.training.trainer import Trainer
 
-_STEPS = 60
-"""Steps of each model that are timed, turn and turn about."""
+_TURNS, _STEPS = 7, 10
+"""Of each model, turn and turn about: turns that are timed, but for the first, and the steps of one."""
 
 
 def budgets(slim: Slim, count: int, ads: int, place: Path) -> list[dict[str, Any]]:
@@ -49,28 +50,37 @@ def budgets(slim: Slim, count: int, ads: int, place: Path) -> list[dict[str, Any
     return found
 
 
-def step_cost(recipe: Recipe, run: Run, model: str, other: str) -> float:
-    """Time of a training step of one model over that of another: medians of steps that take turns."""
-    loader = Loader(run.log.schema, run.log.files("train"), batch_size=recipe.train.batch_size)
-    batches = list(islice(loader.epoch(), 20))
-    made = {}
-    for name in (model, other):
-        objective = build_objective(recipe, name, run.log.encoding.num_rows())
-        config = recipe.train_config(name)
-        optimizers, _, towers = build_optimizers(objective, config, 1000, tower_rates(recipe, name))
-        made[name] = objective, optimizers, towers, config
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for step in range(_STEPS):
-        batch = batches[step % len(batches)]
-        for name, (objective, optimizers, towers, config) in made.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = objective(batch, step)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.stack(list(losses.values())).sum(0).mean())
-            torch.nn.utils.clip_grad_norm_(towers, config.clip_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-            seconds[name].append(time.perf_counter() - start)
-    return median(seconds[model][10:]) / median(seconds[other][10:])
+def step_cost(run: Run, model: str, other: str) -> float:
+    """Time of a training step of one model over that of another: medians of turns that the trainer takes."""
+    loader = Loader(run.log.schema, run.log.files("train"), batch_size=run.recipe.train.batch_size)
+    batches = list(islice(loader.epoch(), _STEPS))
+    seconds: dict[str, list[float]] = {model: [], other: []}
+    with tempfile.TemporaryDirectory() as place:
+        trainers = {name: _trainer(run, name, Path(place) / name) for name in seconds}
+        for _ in range(_TURNS):
+            for name, trainer in trainers.items():
+                before = trainer.progress.seconds
+                with contextlib.suppress(UsedUpError):
+                    trainer.fit(Given(run.log.schema, batches), lambda _: {})
+                seconds[name].append(trainer.progress.seconds - before)
+    return median(seconds[model][1:]) / median(seconds[other][1:])
+
+
+def _trainer(run: Run, model: str, place: Path) -> Trainer:
+    """Of a model as it is drawn, by its own [train]."""
+    config = run.recipe.train_config(model)
+    objective = build_objective(run.recipe, model, run.log.encoding.num_rows())
+    rates = tower_rates(run.recipe, model, objective)
+    optimizers, schedulers, towers = build_optimizers(objective, config, 1000, rates)
+    return Trainer(
+        objective,
+        optimizers,
+        schedulers,
+        directory=place,
+        fingerprint="",
+        epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        clipped=towers,
+        precision=config.precision,
+        quiet=True,
+    )

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from ctrkit.config.models import SlimmableConfig
+from ctrkit.config.models import CALIBRATION_ROWS, SlimmableConfig
 from ctrkit.config.recipe import Recipe, as_dict
 from ctrkit.errors import UserError
-from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
+from ctrkit.nn.batch_norm_calibration import calibrated_slice
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.nn.slimmable import SlimmableMLP, SlimmableNorm
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run
-from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
+from ctrkit.train_model import calibration_batches
 
 WIDTHS = {"w0.25": 0.25, "w0.5": 0.5, "w0.75": 0.75, "w1.0": 1.0}
 BETWEEN = {"w0.375": 0.375, "w0.625": 0.625, "w0.875": 0.875}
@@ -116,18 +116,15 @@ def _slices(
     run: Run, name: str, network: Network, widths: Mapping[str, Any], *, calibrated: bool = False
 ) -> dict[str, Network]:
     assert isinstance(network.tower, SlimmableMLP)
-    found = {}
-    rows = []
+    rows = None
     if calibrated:
         with torch.no_grad():
             batches = calibration_batches(run.log, CALIBRATION_ROWS, run.recipe.train.seed)
             rows = [network.embedding.vectors(batch).x_BX for batch in batches]
-    for role, each in widths.items():
-        tower = network.tower.slice(each, statistics=False).eval()
-        if calibrated:
-            calibrate_batch_norm(tower, rows)
-        found[f"{name} {role}"] = Network(network.embedding, tower)
-    return found
+    return {
+        f"{name} {role}": Network(network.embedding, calibrated_slice(network.tower, each, rows))
+        for role, each in widths.items()
+    }
 
 
 def _as_slimmable(network: Network) -> Network:

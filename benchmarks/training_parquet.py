@@ -13,17 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.training_steps import (
-    BATCH,
-    NAMES,
-    Build,
-    Impressions,
-    InMemory,
-    Trainable,
-    UsedUpError,
-    make_batches,
-    own_steps,
-)
+from benchmarks.training_steps import BATCH, NAMES, Build, Given, Impressions, Trainable, make_batches, own_steps
 from ctrkit.config.data import DataConfig
 from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
@@ -48,25 +38,13 @@ def from_parquet(model: Literal["light", "booster", "rocket"]) -> Build:
             if id(recipe) not in endless:
                 log = Loader(recipe.schema_(), [path], batch_size=BATCH, shuffle_rows=SHUFFLE_ROWS)
                 endless[id(recipe)] = (batch for epoch in itertools.count() for batch in log.epoch(epoch))
-            return _AsManyAsGiven(recipe, batches, endless[id(recipe)])
+            of_log = endless[id(recipe)]
+            return Given(recipe.schema_(), (next(of_log) for _ in batches))  # as many as are given
 
         weakref.finalize(load, shutil.rmtree, path.parent)
         return own_steps(model, num_rows, load)
 
     return build
-
-
-class _AsManyAsGiven(InMemory):
-    """A batch of the log for each that is given."""
-
-    def __init__(self, recipe: Recipe, given: Iterable[Impressions], batches: Iterator[Batch]) -> None:
-        super().__init__(recipe, given)
-        self._of_log = batches
-
-    def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
-        for _ in self.given:
-            yield next(self._of_log)
-        raise UsedUpError
 
 
 def write_log(path: Path, num_rows: int) -> Path:

@@ -28,6 +28,7 @@ from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
+from ctrkit.schema import Schema
 from ctrkit.training.ranks import Ranks
 from ctrkit.training.sharding import shard
 from ctrkit.training.trainer import Trainer
@@ -86,26 +87,36 @@ class UsedUpError(Exception):
     """The batches are used up."""
 
 
-class InMemory(Loader):
-    """Batches in memory as an endless epoch; raises UsedUpError behind the last, so that nothing is evaluated."""
+class Given(Loader):
+    """Batches as an endless epoch; raises UsedUpError behind the last, so that nothing is evaluated."""
 
-    def __init__(self, recipe: Recipe, batches: Iterable[Impressions]) -> None:
-        super().__init__(recipe.schema_(), [], batch_size=BATCH)
+    def __init__(self, schema: Schema, batches: Iterable[Batch]) -> None:
+        super().__init__(schema, [], batch_size=BATCH)
         self.num_rows = 2**60
         self.given = batches
 
     def epoch(self, epoch: int = 0, *, skip_batches: int = 0) -> Iterator[Batch]:
         """The batches that were given."""
-        for batch in self.given:
-            rows = len(batch.label_B)
-            yield Batch(
-                sparse=jagged(batch),
-                dense_BD=torch.zeros(rows, 0),
-                label_B=batch.label_B,
-                weight_B=torch.ones(rows),
-                origin_B=torch.zeros(rows, dtype=torch.int64),
-            )
+        yield from self.given
         raise UsedUpError
+
+
+class InMemory(Given):
+    """Impressions in memory as such an epoch."""
+
+    def __init__(self, recipe: Recipe, batches: Iterable[Impressions]) -> None:
+        super().__init__(recipe.schema_(), map(_as_batch, batches))
+
+
+def _as_batch(batch: Impressions) -> Batch:
+    rows = len(batch.label_B)
+    return Batch(
+        sparse=jagged(batch),
+        dense_BD=torch.zeros(rows, 0),
+        label_B=batch.label_B,
+        weight_B=torch.ones(rows),
+        origin_B=torch.zeros(rows, dtype=torch.int64),
+    )
 
 
 def ctrkit(model: Literal["light", "booster", "rocket"], **settings: Any) -> Build:

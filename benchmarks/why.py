@@ -65,8 +65,8 @@ def look(options: argparse.Namespace, effect: Mapping[str, Any]) -> dict[str, An
     name = load_recipe(options.recipe, options.set).name
     methods = options.methods or HERE / f"{name}.toml"
     overrides = recipe_settings(options.recipe, options.set, quick=effect["quick"])
-    experiment = Experiment.load(options.recipe, methods, overrides, list(effect["tuning"]))
-    experiment.chosen = effect["chosen"]
+    tuned = Experiment.load(options.recipe, methods, overrides, list(effect["tuning"]))
+    experiment = tuned.with_chosen(effect["chosen"])
     place = options.runs / f"{name}-{'effect-quick' if effect['quick'] else 'effect'}"
     seeds = effect["seeds"][:2] if options.quick else effect["seeds"]
     found = {m: _Method(experiment, m, seeds, place, effect["methods"][m]) for m in options.only or effect["methods"]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from ctrkit.config.models import TaughtConfig
 from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
@@ -26,7 +27,7 @@ def idle_settings(recipe: Recipe, model: str, steps: int, sample: Iterable[Batch
                 f"{key}.warmup_steps = {warmup:,}, but training '{model}' takes {steps:,} steps: the {what} ends at "
                 f"{steps / warmup:.2g} of what it is after its warm-up; give fewer"
             )
-    if vars(config).get("unexposed"):
+    if isinstance(config, TaughtConfig) and config.unexposed:
         crossing, batches = Crossing.of(recipe.schema_()), list(sample)
         rows = sum(map(len, batches))
         if rows and not any(crossing.changes(batch) for batch in batches):

@@ -1,5 +1,11 @@
 """Names that a recipe, the objective made of it, its optimizers and its checkpoints agree on."""
 
+SINGLE = ""
+"""Role of the network of a model that has one."""
+LIGHT = "light"
+"""Role of the network that boosters teach."""
+BOOSTER = "booster"
+"""Role of the one booster; of several it begins so."""
 MEAN = "mean"
 """Role of the mean of a model's networks."""
 SLIMMABLE = "slimmable"
@@ -7,7 +13,7 @@ SLIMMABLE = "slimmable"
 
 
 def tower_name(role: str) -> str:
-    """Of a network's tower; a network without others has no role."""
+    """Of the tower that a network has to itself."""
     return role or "tower"
 
 

@@ -354,18 +354,16 @@ class Run:
 
         It is exact, with the item table of [export], so that the clock compares networks and not ways to serve them.
         """
+        networks = self.recipe.networks()
         costs = {
-            network_name(model, role): self.evaluation["networks"][network_name(model, role)]["multiplications"]
-            for model, config in self.recipe.models.items()
-            for role, tower in zip(config.roles, config.towers, strict=True)
-            if not self.recipe.towers[tower].privileged
+            name: self.evaluation["networks"][name]["multiplications"]
+            for name, network in networks.items()
+            if network.tower is not None and not self.recipe.towers[network.tower].privileged
         }
         costliest = max(costs, key=lambda name: costs[name])
         if costs[costliest] <= self.bundle.manifest.multiplications:
             return None
-        model, role = next(
-            (m, r) for m, c in self.recipe.models.items() for r in c.roles if network_name(m, r) == costliest
-        )
+        model, role = networks[costliest].model, networks[costliest].role
         return self._export(model, role, self.directory / "bench" / "booster", exact=True)
 
     def _export(self, model: str, role: str | None, place: Path, *, exact: bool) -> Bundle:

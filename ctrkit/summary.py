@@ -1,17 +1,16 @@
 """The figures of a run: what they cost to serve, the table for people, `summary.json` for machines."""
 
 import datetime
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrkit.atomic import write_json
-from ctrkit.config.recipe import BEST, Recipe, network_name
+from ctrkit.config.recipe import BEST, Recipe
+from ctrkit.metrics import Coverage
 from ctrkit.request import Request, read_requests
-from ctrkit_serving.bench.machine import processor
+from ctrkit_serving.bench.machine import environment
 from ctrkit_serving.latency import measure
 from ctrkit_serving.scorer import Scorer
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from ctrkit.run import Run
 
 
-_FEW_USERS, _FEW_ROWS = 30, 100
-"""Users with both classes, and rows of the rarer class among theirs, below which GAUC tells little."""
+_FEW_USERS = 30
+"""Users with both classes below which an interval over users, as every GAUC is shown with, tells little."""
 
 
 def measure_bundles(
@@ -62,7 +61,7 @@ def summarize(run: "Run") -> dict[str, Any]:
     summary = {
         "name": run.recipe.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": _machine(),
         "rows": {part: run.log.rows(part) for part in ("train", "valid", "test")},
         "models": evaluation["networks"],
         "gap_closed": evaluation["gap_closed"],
@@ -77,10 +76,10 @@ def summarize(run: "Run") -> dict[str, Any]:
 
 def same_cost(recipe: Recipe, networks: Mapping[str, Mapping[str, Any]], timed: str) -> list[str]:
     """Names of the networks that cost what one of them does to serve: their towers have its kind and its layers."""
-    towers = {  # without what only training knows; the mean of several networks is none of them
-        network_name(name, role): recipe.towers[tower].model_dump(exclude={"dropout", "lr", "weight_decay"})
-        for name, config in recipe.models.items()
-        for role, tower in zip(config.roles, config.towers, strict=True)
+    towers = {  # without what only training knows
+        name: recipe.towers[network.tower].model_dump(exclude={"dropout", "lr", "weight_decay"})
+        for name, network in recipe.networks().items()
+        if network.tower is not None
     }
 
     def cost(name: str) -> tuple[Any, int]:  # a slimmable tower has one configuration and many widths
@@ -98,14 +97,10 @@ def cheaper_choice(run: "Run") -> dict[str, Any]:
     return {"exported": exported, "monitor": metric, "better_on_validation": better, "chosen_by_validation": chosen}
 
 
-def machine() -> dict[str, Any]:
-    """The hardware that the figures were measured on."""
-    return {
-        "cpu": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
+def _machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    found = environment()
+    return {**{key: found[key] for key in ("cpu", "cores", "python")}, "system": found["platform"]}
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -156,12 +151,13 @@ def table(summary: Mapping[str, Any]) -> str:
 
 def _few_text(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Says so if GAUC rests on too little to tell networks apart."""
-    found = next(iter(models.values())).get("coverage") or {}
-    users, rows, clicks = (found.get(key, 0) for key in ("groups_kept", "impressions_kept", "clicks_kept"))
-    if found and (users < _FEW_USERS or min(clicks, rows - clicks) < _FEW_ROWS):
+    kept = next(iter(models.values())).get("coverage")
+    found = Coverage() if kept is None else Coverage(**kept)
+    if kept is not None and (found.groups_kept < _FEW_USERS or found.is_too_little):
         yield (
-            f"\nGAUC rests on little: {users:,} of {users + found['groups_left_out']:,} users have clicks and others, "
-            f"in {rows:,} rows with {clicks:,} clicks. A difference may be chance: see `ctrkit compare`."
+            f"\nGAUC rests on little: {found.groups_kept:,} of {found.groups_kept + found.groups_left_out:,} users "
+            f"have clicks and others, in {found.impressions_kept:,} rows with {found.clicks_kept:,} clicks. A "
+            "difference may be chance: see `ctrkit compare`."
         )
 
 

@@ -13,7 +13,7 @@ from ctrkit.atomic import atomic_directory, read_json, write_json
 from ctrkit.builders.check import check_networks, peers_apart
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.models import CALIBRATION_ROWS, TrainConfig
 from ctrkit.config.recipe import Recipe
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
@@ -40,8 +40,6 @@ from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monito
 from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start
 
 EVALUATION_BATCH = 8192
-CALIBRATION_ROWS = 65_536
-"""On which the batch norm of a slice is calibrated, where its model does not say it."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class ModelTraining:
             )
             torch.manual_seed(config.seed + ranks.rank)  # each drops other units
         optimizers, schedulers, towers = build_optimizers(
-            objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model)
+            objective, config, loader.num_batches * config.epochs, tower_rates(self.recipe, self.model, objective)
         )
         peers = None
         if self._peers_apart:

@@ -133,7 +133,7 @@ def test_a_slimmable_tower_has_the_rates_of_its_recipe() -> None:
     tuned = recipe(towers=towers)
     objective = build_objective(tuned, "slim", NUM_ROWS)
     assert isinstance(objective, Slimmable)
-    optimizers, _, _ = build_optimizers(objective, TrainConfig(), 10, tower_rates(tuned, "slim"))
+    optimizers, _, _ = build_optimizers(objective, TrainConfig(), 10, tower_rates(tuned, "slim", objective))
     rates = {id(p): group["lr"] for group in optimizers[0].param_groups for p in group["params"]}
     assert {rates[id(p)] for p in objective.tower.parameters()} == {0.5}
     assert {rates[id(p)] for p in objective.towers["booster0"].parameters()} == {1e-3}

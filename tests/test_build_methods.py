@@ -408,7 +408,8 @@ def test_any_mix() -> None:
 
 def rates(objective: CoTraining, model: dict[str, Any], **more: Any) -> dict[str, set[tuple[float, float]]]:
     found = recipe(model, **more)
-    optimizers, _, _ = build_optimizers(objective, found.train_config("model"), 1, tower_rates(found, "model"))
+    own = tower_rates(found, "model", objective)
+    optimizers, _, _ = build_optimizers(objective, found.train_config("model"), 1, own)
     of: dict[int, tuple[float, float]] = {
         id(p): (g["lr"], g["weight_decay"]) for g in optimizers[0].param_groups for p in g["params"]
     }
@@ -436,7 +437,8 @@ def test_what_belongs_to_a_student_has_its_rates() -> None:
 def test_a_shared_layer_is_in_one_group() -> None:
     model = rocket(light="bottom", shared_layers=[[0, 0]])
     objective = built(model)
-    optimizers, _, towers = build_optimizers(objective, recipe(model).train, 1, tower_rates(recipe(model), "model"))
+    rates = tower_rates(recipe(model), "model", objective)
+    optimizers, _, towers = build_optimizers(objective, recipe(model).train, 1, rates)
     members = [id(p) for group in optimizers[0].param_groups for p in group["params"]]
     assert len(members) == len(set(members)) == len(towers)
 

@@ -19,7 +19,7 @@ import torch
 
 from ctrkit.atomic import write_json
 from ctrkit.bundle import Bundle
-from ctrkit.config.recipe import Recipe, load_recipe, network_name
+from ctrkit.config.recipe import Recipe, load_recipe, network_name, read_recipe
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
@@ -142,6 +142,7 @@ def test_the_summary_has_the_figures_that_were_promised(finished_run: Path) -> N
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary.keys() >= {"models", "gap_closed", "latency_ms", "parity_max_abs_diff"}
     assert list(summary["models"]) == [*NETWORKS, "oracle"]
+    assert list(read_recipe(finished_run / "recipe.json").networks()) == NETWORKS
     for name, model in summary["models"].items():
         assert model.keys() >= {"gauc", "auc", "log_loss", "multiplications"}
         assert 0.0 < model["gauc"] < 1.0
@@ -157,6 +158,7 @@ def test_the_summary_has_the_figures_that_were_promised(finished_run: Path) -> N
         assert latency["ads"] == 20
     assert 0.0 <= summary["parity_max_abs_diff"] <= 1e-5
     assert summary["rows"] == {part: PreparedLog.open(finished_run / "data").rows(part) for part in summary["rows"]}
+    assert summary["machine"].keys() == {"cpu", "cores", "python", "system"}
 
 
 def test_multiplications_are_those_of_the_towers(finished_run: Path) -> None:
@@ -278,7 +280,7 @@ def test_the_table_for_people(finished_run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("users", "rows", "clicks", "little"),
-    [(13, 35, 17, True), (12, 2000, 210, True), (500, 5000, 4950, True), (500, 5000, 100, False)],
+    [(13, 35, 17, True), (12, 2000, 210, True), (500, 5000, 4951, True), (500, 5000, 50, False)],
 )
 def test_a_gauc_that_rests_on_little_is_said(
     finished_run: Path, users: int, rows: int, clicks: int, little: bool

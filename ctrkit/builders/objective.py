@@ -18,16 +18,17 @@ from ctrkit.config.models import (
 )
 from ctrkit.config.recipe import Recipe
 from ctrkit.errors import UserError
+from ctrkit.names import LIGHT, SINGLE
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Tower
 from ctrkit.objectives.co_training import CoTraining
-from ctrkit.objectives.distillation import STUDENT, distillation
+from ctrkit.objectives.distillation import distillation
 from ctrkit.objectives.hint import Hint, LayerHint, Lesson
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.pointwise import Pointwise
-from ctrkit.objectives.rocket_launching import LIGHT, rocket_launching
+from ctrkit.objectives.rocket_launching import rocket_launching
 from ctrkit.objectives.slimmable import Slimmable
 
 
@@ -137,7 +138,7 @@ def _distillation(
         frozen=frozen,
         hint=_hint(config.hint),
         label_weight=config.label_weight,
-        layer_hints=[_layer_hint(STUDENT, hint, next(iter(frozen))) for hint in config.layer_hints],
+        layer_hints=[_layer_hint(SINGLE, hint, next(iter(frozen))) for hint in config.layer_hints],
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
         crossing=networks.crossing,

@@ -23,12 +23,12 @@ class TowerRates:
     weight_decay: float | None = None
 
 
-def tower_rates(recipe: Recipe, model: str) -> dict[str, TowerRates]:
-    """Learning rate and weight decay of the model's towers, by name, where one has its own."""
-    config, found = recipe.models[model], dict[str, TowerRates]()
-    for of_objective, name in zip(config.tower_names, config.towers, strict=True):
+def tower_rates(recipe: Recipe, model: str, objective: Objective) -> dict[str, TowerRates]:
+    """Learning rate and weight decay of a model's towers, by name, where one has its own."""
+    found = dict[str, TowerRates]()
+    for role, name in recipe.models[model].tower_of.items():
         tower = recipe.towers[name]
-        found[of_objective] = TowerRates(tower.lr, tower.weight_decay)
+        found[objective.tower_name(role)] = TowerRates(tower.lr, tower.weight_decay)
     return found
 
 

@@ -6,7 +6,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ctrkit.config.data import Count, Seed, Strict
-from ctrkit.names import MEAN, SLIMMABLE, tower_name
+from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE
+
+CALIBRATION_ROWS = 65_536
+"""Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
 
 
 class TrainConfig(Strict):
@@ -99,9 +102,9 @@ class _Model(Strict):
         raise NotImplementedError
 
     @property
-    def tower_names(self) -> tuple[str, ...]:
-        """Names of the towers as `Objective.towers` has them, in the order of `roles`."""
-        return tuple(map(tower_name, self.roles))
+    def tower_of(self) -> dict[str, str]:
+        """Name of a network's tower, by role."""
+        return dict(zip(self.roles, self.towers, strict=True))
 
     @property
     def shipped(self) -> tuple[str, ...]:
@@ -152,10 +155,12 @@ class PointwiseConfig(_Model):
     @property
     def roles(self) -> tuple[str, ...]:
         """The only one."""
-        return ("",)
+        return (SINGLE,)
 
 
-class _Taught(_Model):
+class TaughtConfig(_Model):
+    """What every model has whose networks hear others."""
+
     unexposed: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the hint, relative to its weight on the log, on candidates that nobody saw: user and context of an
     impression beside the ad of another one of its batch."""
@@ -165,10 +170,10 @@ class _Taught(_Model):
 
 def _booster_roles(towers: Sequence[str]) -> tuple[str, ...]:
     """booster, or booster0, booster1, ..."""
-    return ("booster",) if len(towers) == 1 else tuple(f"booster{i}" for i in range(len(towers)))
+    return (BOOSTER,) if len(towers) == 1 else tuple(f"{BOOSTER}{i}" for i in range(len(towers)))
 
 
-class RocketLaunchingConfig(_Taught):
+class RocketLaunchingConfig(TaughtConfig):
     """A light tower under its boosters (Zhou et al., AAAI 2018): `ctrkit.objectives.rocket_launching`."""
 
     objective: Literal["rocket_launching"]
@@ -218,7 +223,7 @@ class RocketLaunchingConfig(_Taught):
     @property
     def roles(self) -> tuple[str, ...]:
         """light and booster, or light and booster0, booster1, ..."""
-        return ("light", *_booster_roles(self.boosters))
+        return (LIGHT, *_booster_roles(self.boosters))
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -226,7 +231,7 @@ class RocketLaunchingConfig(_Taught):
         return tuple(self.teachers)
 
 
-class DistillationConfig(_Taught):
+class DistillationConfig(TaughtConfig):
     """A light tower that learns from trained models: `ctrkit.objectives.distillation`."""
 
     objective: Literal["distillation"]
@@ -246,7 +251,7 @@ class DistillationConfig(_Taught):
     @property
     def roles(self) -> tuple[str, ...]:
         """The only one."""
-        return ("",)
+        return (SINGLE,)
 
     @property
     def taught_by(self) -> tuple[str, ...]:
@@ -254,7 +259,7 @@ class DistillationConfig(_Taught):
         return tuple(self.teachers)
 
 
-class MutualLearningConfig(_Taught):
+class MutualLearningConfig(TaughtConfig):
     """Towers that teach each other (Zhang et al., CVPR 2018): `ctrkit.objectives.mutual_learning`."""
 
     objective: Literal["mutual_learning"]
@@ -335,7 +340,7 @@ class LessonConfig(Strict):
     auxiliary_head: bool = False
 
 
-class CoTrainingConfig(_Taught):
+class CoTrainingConfig(TaughtConfig):
     """Any mix of them: `ctrkit.objectives.co_training`."""
 
     objective: Literal["co_training"]
@@ -405,7 +410,7 @@ class SlimmableConfig(_Model):
     """Channels of a fraction are rounded to a multiple of it."""
     norm: Literal["switchable_batch_norm", "universal_batch_norm", "shared_batch_norm"] = "universal_batch_norm"
     """What `batch_norm` of the tower is at several widths: `ctrkit.nn.slimmable`."""
-    calibration_rows: Annotated[int, Field(ge=1, le=10**8)] = 65_536
+    calibration_rows: Annotated[int, Field(ge=1, le=10**8)] = CALIBRATION_ROWS
     """Rows of the training part that universal_batch_norm is calibrated on."""
     rescale: bool = False
     """A layer that reads c of its n inputs multiplies their sum by n / c."""
@@ -451,11 +456,6 @@ class SlimmableConfig(_Model):
     def roles(self) -> tuple[str, ...]:
         """w0.25, w0.5, ..., w1.0, and the boosters'."""
         return (*self.fractions, *self.booster_roles)
-
-    @property
-    def tower_names(self) -> tuple[str, ...]:
-        """All widths are of one tower."""
-        return (*(SLIMMABLE for _ in self.fractions), *self.booster_roles)
 
     @property
     def shipped(self) -> tuple[str, ...]:

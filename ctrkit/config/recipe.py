@@ -10,6 +10,8 @@ Modules never see these objects: `ctrkit.builders` passes their values on as pla
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ctrkit.config.data import DataConfig, Strict
 from ctrkit.config.errors import explain
-from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TrainConfig
+from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TaughtConfig, TrainConfig
 from ctrkit.config.overrides import apply_override
 from ctrkit.errors import UserError
 from ctrkit.names import MEAN
@@ -121,6 +123,21 @@ class BenchConfig(Strict):
     repeats: Annotated[int, Field(ge=1, le=10**7)] = 2000
 
 
+@dataclass(frozen=True)
+class RecipeNetwork:
+    """A network that a recipe trains."""
+
+    model: str
+    role: str
+    tower: str | None
+    """Key of [towers]; None for the mean of a model's networks."""
+
+    @property
+    def name(self) -> str:
+        """As tables and files of results call it."""
+        return network_name(self.model, self.role)
+
+
 class Recipe(Strict):
     """A whole batch job."""
 
@@ -191,18 +208,26 @@ class Recipe(Strict):
     def _check_network_names(self) -> None:
         """Files and tables of results have a network by its name."""
         owners: dict[str, str] = {}
-        for name, model in self.models.items():
-            for role in (*model.roles, *(role for role in model.shipped if role == MEAN)):
-                owner = owners.setdefault(network_name(name, role), name)
-                if owner != name:
-                    raise ValueError(
-                        f"models '{owner}' and '{name}' both have a network '{network_name(name, role)}' in the "
-                        "results; rename one of them"
-                    )
+        for network in chain.from_iterable(map(self._networks_of, self.models)):
+            owner = owners.setdefault(network.name, network.model)
+            if owner != network.model:
+                raise ValueError(
+                    f"models '{owner}' and '{network.model}' both have a network '{network.name}' in the results; "
+                    "rename one of them"
+                )
+
+    def networks(self) -> dict[str, RecipeNetwork]:
+        """Every network that is judged, by name, the oracle left out: model by model, a mean after what it is of."""
+        return {network.name: network for model in self.models for network in self._networks_of(model)}
+
+    def _networks_of(self, model: str) -> list[RecipeNetwork]:
+        config = self.models[model]
+        found = [RecipeNetwork(model, role, tower) for role, tower in config.tower_of.items()]
+        return [*found, *([RecipeNetwork(model, MEAN, None)] if MEAN in config.shipped else [])]
 
     def _check_roles(self, name: str, model: Model) -> None:
         """A tower that sees privileged features teaches, or stands alone; teachers are known before they are needed."""
-        tower_of = dict(zip(model.roles, model.towers, strict=True))
+        tower_of = model.tower_of
         for role in model.shipped_parts if not isinstance(model, EnsembleConfig) else ():
             if self.towers[tower_of[role]].privileged and len(tower_of) > 1:
                 raise ValueError(
@@ -213,7 +238,8 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
-        if vars(model).get("unexposed") and not self.schema_().side("item"):
+        unexposed = isinstance(model, TaughtConfig) and model.unexposed > 0
+        if unexposed and not self.schema_().side("item"):
             raise ValueError(
                 f"model '{name}': unexposed candidates are made of other impressions' ads, but no feature has "
                 'side = "item"; set unexposed = 0'
@@ -225,7 +251,7 @@ class Recipe(Strict):
                     f"model '{name}' is taught by '{teacher}', which is no network of a model above it "
                     f"({sorted(above) or 'none'}) and not in columns.teachers ({self.columns.teachers or 'none'})"
                 )
-            if teacher not in above and vars(model).get("unexposed"):
+            if teacher not in above and unexposed:
                 raise ValueError(
                     f"model '{name}': the column '{teacher}' knows nothing of unexposed candidates; set unexposed = 0"
                 )
@@ -273,7 +299,7 @@ class Recipe(Strict):
         for name, config in self.models.items():
             if name == model:
                 return found
-            found |= {network_name(name, role): (name, role) for role in config.roles}
+            found |= {each.name: (name, each.role) for each in self._networks_of(name) if each.tower is not None}
             found[name] = (name, config.shipped_parts[0])
         return found
 
@@ -299,8 +325,7 @@ class Recipe(Strict):
     def can_ship(self, model: str) -> bool:
         """Whether its network that ships does without privileged features."""
         config = self.models[model]
-        tower_of = dict(zip(config.roles, config.towers, strict=True))
-        return not any(self.towers[tower_of[role]].privileged for role in config.shipped_parts)
+        return not any(self.towers[config.tower_of[role]].privileged for role in config.shipped_parts)
 
     def schema_(self) -> Schema:
         """The schema that [columns] and [features] declare."""

@@ -11,10 +11,10 @@ import numpy as np
 from ctrkit.errors import UserError
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import Scores, compare
-from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import EvalConfig
-from ctrkit.evaluation.pictures import ComparePictures, plot_evaluation
+from ctrkit.evaluation.in_memory import evaluate_predictions
+from ctrkit.evaluation.plot_data import ComparePictures, plot_evaluation
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig
 from ctrkit.evaluation.runs import Columns, Impressions, parse_models
 from ctrkit.evaluation.text import comparison_text, evaluation_text, sentences
 from ctrkit.metrics.resampling import COMPARABLE

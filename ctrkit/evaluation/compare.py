@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluation import json_value
+from ctrkit.evaluation.report import json_value
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
 from ctrkit.metrics import (
     METRICS,

@@ -14,7 +14,7 @@ from ctrkit.atomic import atomic_file
 from ctrkit.data.columns import GROUP, LABEL, ORACLE, SLICE, WEIGHT
 from ctrkit.data.prepared import PreparedLog
 from ctrkit.data.split import Part
-from ctrkit.evaluation.evaluate import ROWS_IN_MEMORY
+from ctrkit.evaluation.in_memory import ROWS_IN_MEMORY
 from ctrkit.metrics.bootstrap import bootstrap_intervals, paired_bootstrap, share_of_gap
 from ctrkit.metrics.report import Report, evaluate_scores
 

@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.spill import Spill, spill_directory
 from ctrkit.metrics import FieldPartial, ReportPartial, shard_of_groups
 from ctrkit.metrics.grouping import group_codes

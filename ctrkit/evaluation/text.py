@@ -7,8 +7,8 @@ from typing import Any
 from unicodedata import east_asian_width
 
 from ctrkit.evaluation.compare import POWER, CompareReport, Comparison
-from ctrkit.evaluation.evaluation import EvalConfig, Evaluation
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig, Evaluation
 from ctrkit.metrics import METRICS, FieldCalibration, Interval, Report
 from ctrkit.metrics.score_table import BINS
 

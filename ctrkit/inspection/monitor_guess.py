@@ -10,10 +10,8 @@ import pyarrow.compute as pc
 
 from ctrkit.data.columns import decoded, to_numpy
 from ctrkit.inspection.column_profile import codes_of
+from ctrkit.metrics import Coverage, group_aucs
 from ctrkit.raw_values import Int64Array
-
-ENOUGH = 50
-"""Rows of the rarer class, of users with both, on which GAUC has a standard error of about .04."""
 
 
 def why_not_gauc(
@@ -35,25 +33,24 @@ def why_not_gauc(
         whole: whether the sample is the log; if not, it tells only whether there is any user with both classes.
     """
     codes_N = codes_of(decoded(sample.column(group).combine_chunks()))
-    if not rarer_rows(codes_N, label_N):
+    if not _coverage(codes_N, label_N).groups_kept:
         return f"no value of '{group}' has both clicks and none in the sample, so no GAUC: training watches log loss"
     if not whole or split["by"] == "files":
         return None
     valid = _validation(sample, split, time)
-    found = rarer_rows(codes_N[valid], label_N[valid])
-    if found >= ENOUGH:
+    found = _coverage(codes_N[valid], label_N[valid])
+    if not found.is_too_little:
         return None
     return (
-        f"too little for GAUC: in a validation part only about {found:,} rows of the rarer class belong to users with "
-        "clicks and others, so it would choose by chance: training watches log loss, and by GAUC the test part will "
-        "hardly tell two networks apart either"
+        f"too little for GAUC: in a validation part only about {found.rarer_kept:,} rows of the rarer class belong to "
+        "users with clicks and others, so it would choose by chance: training watches log loss, and by GAUC the "
+        "test part will hardly tell two networks apart either"
     )
 
 
-def rarer_rows(group_N: Int64Array, label_N: npt.NDArray[np.bool_]) -> int:
-    """Rows that GAUC rests on: of each group that has clicks and others, those of the rarer class."""
-    clicks = np.bincount(group_N, label_N)
-    return int(np.minimum(clicks, np.bincount(group_N) - clicks).sum())
+def _coverage(group_N: Int64Array, label_N: npt.NDArray[np.bool_]) -> Coverage:
+    """What GAUC would rest on, whatever the scores."""
+    return group_aucs(label_N, np.zeros(len(label_N)), group_N).coverage
 
 
 def _validation(sample: pa.Table, split: Mapping[str, Any], time: str | None) -> Int64Array:

@@ -21,6 +21,9 @@ from ctrkit.metrics.weighted import weigh_pairs
 
 Weighting = Literal["impressions", "clicks", "uniform"]
 
+ENOUGH = 50
+"""Impressions of the rarer class, of users with both, on which GAUC has a standard error of about .04."""
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -32,6 +35,16 @@ class Coverage:
     impressions_left_out: int = 0
     clicks_kept: int = 0
     clicks_left_out: int = 0
+
+    @property
+    def rarer_kept(self) -> int:
+        """Impressions of the rarer class that have an AUC: what the standard error of GAUC goes by."""
+        return min(self.clicks_kept, self.impressions_kept - self.clicks_kept)
+
+    @property
+    def is_too_little(self) -> bool:
+        """Whether GAUC rests on too little to choose among networks by it."""
+        return self.rarer_kept < ENOUGH
 
     def __add__(self, other: "Coverage") -> "Coverage":
         return Coverage(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Coverage)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrkit.nn.mlp import MLP
-from ctrkit.nn.slimmable import SharedNorm, SlimmableMLP
+from ctrkit.nn.slimmable import SharedNorm, SlimmableMLP, Widths
 
 
 @torch.no_grad()
@@ -34,14 +34,30 @@ def calibrate_batch_norm(tower: MLP, parts: Sequence[Tensor]) -> None:
     tower.train(training)
 
 
+def calibrated_slice(tower: SlimmableMLP, widths: Widths | None, parts: Sequence[Tensor] | None) -> MLP:
+    """The plain tower of a width, in evaluation mode.
+
+    Args:
+        tower: trained.
+        widths: which.
+        parts: x[B, in_features] of rows that its batch norm is calibrated on; None: it is not.
+
+    Raises:
+        ValueError: the width has no statistics of its own, as switchable batch norm wants them.
+    """
+    sliced = tower.slice(widths, statistics=False).eval()
+    if parts is not None:
+        calibrate_batch_norm(sliced, parts)
+    return sliced
+
+
 @torch.no_grad()
 def calibrate_widths(tower: SlimmableMLP, parts: Sequence[Tensor]) -> None:
     """Set the statistics of every listed width of a universally slimmable tower; others have nothing to be set."""
     if tower.norm != "universal_batch_norm":
         return
     for widths in tower.widths:
-        sliced = tower.slice(widths, statistics=False)
-        calibrate_batch_norm(sliced, parts)
+        sliced = calibrated_slice(tower, widths, parts)
         norms = [layer for layer in sliced.layers if isinstance(layer, nn.BatchNorm1d)]
         for norm, own in zip(norms, tower.norms, strict=True):
             assert isinstance(own, SharedNorm)

@@ -52,7 +52,11 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """logit[B] of a batch."""
-        vectors = self.vectors(lambda embedding: embedding.vectors(batch))
+        return self.logit(lambda embedding: embedding.vectors(batch))
+
+    def logit(self, read: Read) -> Tensor:
+        """logit[B] of the batch that its embeddings were looked up in."""
+        vectors = self.vectors(read)
         logit_B: Tensor = self.tower(vectors.x_BX, vectors.lists)
         return logit_B
 

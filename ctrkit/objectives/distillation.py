@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ctrkit.names import SINGLE
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.hint import Hint, LayerHint, Lesson
-
-STUDENT = ""
 
 
 def distillation(
@@ -37,10 +36,10 @@ def distillation(
         settings: of `CoTraining`.
     """
     return CoTraining(
-        {STUDENT: student},
-        [Lesson(STUDENT, tuple(teachers), hint, "mean", auxiliary=auxiliary)],
+        {SINGLE: student},
+        [Lesson(SINGLE, tuple(teachers), hint, "mean", auxiliary=auxiliary)],
         layer_hints=layer_hints,
         frozen=frozen,
-        label_weight={STUDENT: label_weight},
+        label_weight={SINGLE: label_weight},
         **settings,
     )

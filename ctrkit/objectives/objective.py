@@ -22,7 +22,7 @@ class Objective(nn.Module, ABC):
     Every objective passes the contract tests in tests/objectives/test_contract.py.
 
     Args:
-        networks: every network that can predict, by its role; an objective with one network calls it "".
+        networks: every network that can predict, by its role; one network is `SINGLE`.
         shipped: roles that may ship; the first if not given.
         towers: what is trained, by name, where networks are views of one tower.
     """

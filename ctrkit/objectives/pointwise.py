@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss
+from ctrkit.names import SINGLE
 from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 
@@ -17,7 +18,7 @@ class Pointwise(Objective):
     """
 
     def __init__(self, network: Network, *, label_smoothing: float = 0.0) -> None:
-        super().__init__({"": network})
+        super().__init__({SINGLE: network})
         self.label_smoothing = label_smoothing
 
     def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
@@ -27,4 +28,4 @@ class Pointwise(Objective):
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """The network's logit."""
-        return {"": self.inference_model()(batch)}
+        return {SINGLE: self.inference_model()(batch)}

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ctrkit.names import LIGHT
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.hint import Hint, LayerHint, Lesson
 
 Route = Literal["none", "paper", "shared"]
-
-LIGHT = "light"
 
 
 def rocket_launching(

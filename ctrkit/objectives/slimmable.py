@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrkit.config.models import CALIBRATION_ROWS
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss, mean_probability, soft_bce
 from ctrkit.names import SLIMMABLE
@@ -73,7 +74,7 @@ class Slimmable(Objective):
         hint: Hint | None = None,
         gradient_to_tables: float = 1.0,
         label_smoothing: float = 0.0,
-        calibration_rows: int = 65_536,
+        calibration_rows: int = CALIBRATION_ROWS,
         shipped: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -186,18 +187,12 @@ class Slimmable(Objective):
         return self.inference_model().embedding
 
     def _booster_logits(self, read: Read) -> dict[str, Tensor]:
-        return {role: self._logit(role, read) for role in self.boosters}
-
-    def _logit(self, role: str, read: Read) -> Tensor:
-        network = self.networks()[role]
-        given = network.vectors(read)
-        logit_B: Tensor = network.tower(given.x_BX, given.lists)
-        return logit_B
+        return {role: self.networks()[role].logit(read) for role in self.boosters}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """Of every width in `widths` and of the boosters, from one look-up."""
         read = read_embeddings(self.networks().values(), batch)
-        return {role: self._logit(role, read) for role in self.networks()}
+        return {role: network.logit(read) for role, network in self.networks().items()}
 
     @torch.no_grad()
     def calibrate_batch_norm(self, batches: Iterable[Batch]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
 from ctrkit.losses import label_loss
-from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
+from ctrkit.nn.batch_norm_calibration import calibrated_slice
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.slimmable import SlimmableMLP
 
@@ -128,6 +128,4 @@ class WidthLosses:
 
     def sliced(self, widths: Channels) -> nn.Module:
         """The plain tower of a width, calibrated."""
-        tower = self.tower.slice(widths, statistics=False).eval()
-        calibrate_batch_norm(tower, self._calibration)
-        return tower
+        return calibrated_slice(self.tower, widths, self._calibration)

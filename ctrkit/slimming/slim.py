@@ -9,23 +9,22 @@ import torch
 
 from ctrkit.atomic import atomic_directory, temporary_directory, write_json
 from ctrkit.bundle import bundle_place
-from ctrkit.config.models import SlimmableConfig
+from ctrkit.config.models import CALIBRATION_ROWS, SlimmableConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.split import Part
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.metrics.report import METRICS
-from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
+from ctrkit.nn.batch_norm_calibration import calibrated_slice
 from ctrkit.nn.network import Network
-from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.run import Run, sha256
 from ctrkit.slimming.autoslim import Channels, Step, WidthLosses, autoslim, channels_name
 from ctrkit.slimming.budget import Budget, rounded_up
 from ctrkit.slimming.measured_cost import MeasuredCost, drawn_widths
 from ctrkit.slimming.timing import BUSY, made, measured_again, side_by_side
-from ctrkit.train_model import CALIBRATION_ROWS, calibration_batches
-from ctrkit.training.predict import predict
+from ctrkit.train_model import calibration_batches
+from ctrkit.training.predict import predict_networks
 from ctrkit_serving.latency import Percentile
 
 SEARCH_ROWS = 100_000
@@ -129,15 +128,13 @@ class Slim:
     def networks(self, widths: Iterable[Channels]) -> dict[str, Network]:
         """Plain networks of some widths, by name; calibrated if their batch norm has no statistics of its own."""
         found = {}
-        rows = self._vectors() if self.tower.has_batch_norm and not self._listed_only else []
+        rows = self._vectors() if self.tower.has_batch_norm and not self._listed_only else None
         for each in widths:
             try:
-                tower = self.tower.slice(each, statistics=False).eval()
+                tower = calibrated_slice(self.tower, each, rows)
             except ValueError as error:
                 way_out = 'take one of those, or train with norm = "universal_batch_norm" or without batch norm'
                 raise UserError(f"model '{self.model}': {error}; {way_out}") from error
-            if rows:
-                calibrate_batch_norm(tower, rows)
             found[channels_name(each)] = Network(self._embedding, tower)
         return found
 
@@ -176,7 +173,7 @@ class Slim:
 
     def _scores(self, widths: Iterable[Channels], part: Part) -> dict[str, Any]:
         """Probabilities [rows] of some widths on a part, by name, from one look-up an embedding."""
-        return predict(CoTraining(self.networks(widths)), self.run.loader(part))
+        return predict_networks(self.networks(widths), self.run.loader(part))
 
     def against_full(self, widths: Sequence[Channels]) -> dict[str, dict[str, Any]]:
         """Every metric of some widths on the test part, by name; `difference`: of GAUC, less that of the full width.

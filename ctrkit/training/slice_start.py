@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from ctrkit.data.batch import Batch
-from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm
+from ctrkit.nn.batch_norm_calibration import calibrated_slice
 from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.slimmable import Slimmable
 
@@ -20,9 +20,8 @@ def start_from_slice(objective: Objective, source: Slimmable, calibration: Itera
         calibration: rows for batch norm; not looked at without.
     """
     network, embedding = objective.inference_model(), source.inference_model().embedding
-    sliced = source.tower.slice(network.tower.hidden_widths, statistics=False)
-    if source.tower.has_batch_norm:
-        calibrate_batch_norm(sliced, [embedding.vectors(batch).x_BX for batch in calibration])
+    known = [embedding.vectors(batch).x_BX for batch in calibration] if source.tower.has_batch_norm else None
+    sliced = calibrated_slice(source.tower, network.tower.hidden_widths, known)
     network.tower.load_state_dict(sliced.state_dict())
     tables = embedding.table_weights()
     for part in network.embedding.parts():

@@ -58,8 +58,9 @@ def experiment(folder: Path, text: str = METHODS, only: list[str] | None = None)
 
 
 def test_trials_are_models_with_their_settings(tmp_path: Path) -> None:
-    found = experiment(tmp_path)
-    found.chosen = {"light": 1, "booster": 0}
+    before = experiment(tmp_path).with_chosen({"light": 1})
+    found = before.with_chosen({"booster": 0})
+    assert before.chosen == {"light": 1}
     recipe = found.build([("taught", 0), ("taught", 1)], seed=7)
     assert list(recipe.models) == ["light.1", "booster.0", "taught.0", "taught.1"]
     assert recipe.train_config("light.1").lr == recipe.train_config("booster.0").lr == 0.01
@@ -74,8 +75,7 @@ def test_a_layer_hint_of_a_rocket_is_its_own_boosters(tmp_path: Path) -> None:
     rocket = '[methods.rocket]\nobjective = "rocket_launching"\nlight = "light"\nbooster = "booster"\n'
     taught = '[methods.hinted]\nobjective = "distillation"\nstudent = "light"\nteachers = ["booster"]\n'
     ends = f"layer_hints = {hint}\nablation = true\n"
-    found = experiment(tmp_path, f"{METHODS}{rocket}{ends}{taught}{ends}")
-    found.chosen = {"light": 0, "booster": 1}
+    found = experiment(tmp_path, f"{METHODS}{rocket}{ends}{taught}{ends}").with_chosen({"light": 0, "booster": 1})
     assert found.settings("rocket", 0)["layer_hints"][0]["teacher"] == "booster"
     assert found.settings("hinted", 0)["layer_hints"][0]["teacher"] == "booster.1"
 
@@ -89,7 +89,7 @@ def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no method 'ligth'"):
         experiment(tmp_path, only=["ligth"])
     wrong = experiment(tmp_path, METHODS.replace("hint.weight", "hint.wieght"))
-    wrong.chosen = {"light": 0, "booster": 0}
+    wrong = wrong.with_chosen({"light": 0, "booster": 0})
     with pytest.raises(UserError, match=r"hint\.wieght: unknown key"):
         wrong.build([("taught", 1)], 0)
 
@@ -112,7 +112,7 @@ def test_the_gap_is_to_a_booster_that_could_serve(tmp_path: Path) -> None:
 def test_readings_of_the_test_part_are_counted_by_all_that_the_models_depend_on(tmp_path: Path) -> None:
     def count(*overrides: str, seeds: int = 2, log: str = "a log", only: list[str] | None = None) -> int:
         found = Experiment.load(small_recipe.write(tmp_path), tmp_path / "methods.toml", overrides, only)
-        found.chosen = dict.fromkeys(found.methods, 0)
+        found = found.with_chosen(dict.fromkeys(found.methods, 0))
         options = argparse.Namespace(quick=False, seeds=seeds, tune_seeds=1, workers=1, tune_only=False, clock=False)
         return effect.Bench(found, tmp_path, options)._count_reading(log)
 

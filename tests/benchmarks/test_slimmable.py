@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import slimmable
+from benchmarks import slimmable, slimmable_costs
 from benchmarks.slimmable_models import WIDTHS, Plan, _as_slimmable
 from ctrkit.config.models import PointwiseConfig, SlimmableConfig
 from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.slimmable import SlimmableMLP
+from ctrkit.objectives.objective import Objective
+from ctrkit.run import Run
 from ctrkit.slimming.measured_cost import MeasuredCost
 from ctrkit.slimming.slim import Slim
+from ctrkit.training.trainer import Trainer
 from tests import networks, small_recipe
 
 
@@ -103,3 +106,28 @@ def test_what_is_kept_is_of_these_settings_and_this_log(tmp_path: Path, monkeypa
     dict(benchmark._of_model(run, "slim"))
     with np.load(run.directory / "scores" / "slim.npz") as kept:
         assert run.log.fingerprint in str(kept["key"])
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_steps_are_timed_as_the_trainer_takes_them(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float
+) -> None:
+    recipe = plan.with_models(0, ["main"], {})
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"clip_norm": clip_norm})})
+    trainers: list[Trainer] = []
+    before: list[dict[str, torch.Tensor]] = []
+
+    def kept(objective: Objective, *given: Any, **settings: Any) -> Trainer:
+        before.append({name: tensor.clone() for name, tensor in objective.state_dict().items()})
+        trainers.append(Trainer(objective, *given, **settings))
+        return trainers[-1]
+
+    monkeypatch.setattr(slimmable_costs, "Trainer", kept)
+    monkeypatch.setattr(slimmable_costs, "_TURNS", 2)
+    assert slimmable_costs.step_cost(Run(recipe, tmp_path / "run"), "slim", "alone_w1.0") > 0
+    for trainer, start in zip(trainers, before, strict=True):
+        steps = slimmable_costs._STEPS
+        assert trainer.progress.step == 2 * min(steps, -(-trainer.progress.rows // (2 * 256)))
+        after = trainer.objective.state_dict()
+        assert not any(torch.equal(after[name], tensor) for name, tensor in start.items() if "weight" in name)
+        assert trainer.clip_norm == clip_norm

@@ -218,6 +218,21 @@ def test_networks_that_may_teach_are_those_above_by_their_names(tmp_path: Path) 
     assert recipe.frozen_teachers("dml") == {}
 
 
+def test_networks_are_listed_as_results_name_them(tmp_path: Path) -> None:
+    both = 'models.both={objective="ensemble",members=["light","light"],serve="mean"}'
+    slim = 'models.slim={objective="slimmable",tower="booster",widths=[1.0,0.5],booster="light"}'
+    found = load(tmp_path, both, slim).networks()
+    assert {name: (each.model, each.role, each.tower) for name, each in found.items()} == {
+        "light": ("light", "", "light"), "booster": ("booster", "", "booster"),
+        "rocket_light": ("rocket", "light", "light"), "rocket_booster": ("rocket", "booster", "booster"),
+        "both_member0": ("both", "member0", "light"), "both_member1": ("both", "member1", "light"),
+        "both_mean": ("both", "mean", None),
+        "slim_w0.5": ("slim", "w0.5", "booster"), "slim_w1.0": ("slim", "w1.0", "booster"),
+        "slim_booster": ("slim", "booster", "light"),
+    }  # fmt: skip
+    assert [each.name for each in found.values()] == list(found)
+
+
 def test_a_column_that_teaches_is_no_network(tmp_path: Path) -> None:
     kd = 'models.kd={objective="distillation",student="light",teachers=["score","light"]}'
     recipe = load(tmp_path, 'columns.teachers=["score"]', kd)

@@ -20,10 +20,10 @@ from ctrkit.cli import main
 from ctrkit.errors import UserError
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import CompareReport, compare_scores
-from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import EvalConfig
-from ctrkit.evaluation.pictures import ComparePictures, change_data, difference_data, plot_evaluation, score_data
+from ctrkit.evaluation.in_memory import evaluate_predictions
+from ctrkit.evaluation.plot_data import ComparePictures, change_data, difference_data, plot_evaluation, score_data
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig
 from ctrkit.metrics import bootstrap_intervals, gauc, reliability_curve
 
 RNG = np.random.default_rng(1)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from ctrkit.errors import UserError
 from ctrkit.evaluation import stream
-from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
+from ctrkit.evaluation.in_memory import evaluate_predictions
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.spill import Spill, spill_directory
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import evaluate_scores

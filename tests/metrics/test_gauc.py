@@ -303,6 +303,15 @@ def test_no_rounding_takes_a_weighted_auc_past_one() -> None:
             assert 1 - 1e-14 < value <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("rows", "clicks", "rarer", "little"),
+    [(5000, 50, 50, False), (5000, 49, 49, True), (5000, 4951, 49, True), (0, 0, 0, True)],
+)
+def test_what_gauc_cannot_choose_by(rows: int, clicks: int, rarer: int, little: bool) -> None:
+    coverage = Coverage(groups_kept=50, impressions_kept=rows, impressions_left_out=10**6, clicks_kept=clicks)
+    assert (coverage.rarer_kept, coverage.is_too_little) == (rarer, little)
+
+
 def test_zero_weights_leave_rows_out() -> None:
     y, score, users = [1, 0, 1, 1, 0], [0.2, 0.1, 0.3, 0.9, 0.5], [1, 1, 2, 2, 2]
     result = gauc(y, score, users, sample_weight=[1, 0, 1, 2, 1])

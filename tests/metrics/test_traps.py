@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluation import EvalConfig
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import (
     METRICS,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm, calibrate_widths, pooled_statistics
+from ctrkit.nn.batch_norm_calibration import calibrate_batch_norm, calibrate_widths, calibrated_slice, pooled_statistics
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.slimmable import FixedWidth, Norm, SlimmableMLP
 
@@ -162,6 +162,18 @@ def test_calibration_is_one_batch_of_all_rows(widths: tuple[int, ...]) -> None:
     assert not torch.allclose(other(x), made(x, widths=widths))
     calibrate_batch_norm(other, [x])
     torch.testing.assert_close(other(x), made(x, widths=widths))
+    sliced = calibrated_slice(made.train(), widths, [x[:13], x[13:]])
+    assert not sliced.training
+    assert made.training
+    torch.testing.assert_close(sliced(x), other(x))
+
+
+@pytest.mark.parametrize("norm", ["none", "switchable_batch_norm"])
+def test_a_slice_with_nothing_to_calibrate(norm: Norm) -> None:
+    made, x = tower(norm, [(7, 5, 4)]), rows()
+    made(x * 5, widths=(7, 5, 4))  # statistics that are not what they begin as
+    sliced = calibrated_slice(made.eval(), (7, 5, 4), None)
+    torch.testing.assert_close(sliced(x), made(x, widths=(7, 5, 4)))
 
 
 def test_calibration_leaves_the_mode_as_it_was() -> None:

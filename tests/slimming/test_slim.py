@@ -20,14 +20,13 @@ from ctrkit.config.recipe import as_dict, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.nn.network import Network
-from ctrkit.objectives.co_training import CoTraining
 from ctrkit.request import read_requests
 from ctrkit.run import Run
 from ctrkit.slimming import slim, timing
 from ctrkit.slimming.budget import Budget
 from ctrkit.slimming.several_widths import export_widths
 from ctrkit.slimming.slim import Candidate, Slim
-from ctrkit.training.predict import predict
+from ctrkit.training.predict import predict_networks
 from ctrkit_serving.latency import Percentile
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -152,7 +151,7 @@ def test_the_widest_within_multiplications(
     assert np.isfinite(scorer.score_request(request)).all()
     # and what it loses is told
     held_out, networks = HeldOut(model.run.log, "test"), model.networks([(64, 32), tuple(found["widths"])])
-    full, taken = predict(CoTraining(networks), model.run.loader("test")).values()
+    full, taken = predict_networks(networks, model.run.loader("test")).values()
     difference = found["test"]["difference"]
     assert difference == held_out.difference(full, taken)
     assert difference["value"] == pytest.approx(found["test"]["gauc"] - held_out.report(full).gauc)

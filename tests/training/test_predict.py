@@ -1,6 +1,7 @@
 """Predictions: in the order of the log, by the whole network, with a probability for every logit."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
-from ctrkit.training.predict import predict
+from ctrkit.training.predict import predict, predict_networks
 from tests import networks
 from tests.training import small_run
 
@@ -35,6 +36,23 @@ def test_predictions_are_those_of_the_whole_network_in_the_order_of_the_log(test
         assert predictions[role].dtype == np.float64
         np.testing.assert_allclose(predictions[role], expected.numpy(), atol=1e-6)
         assert len(np.unique(expected.numpy())) > 50
+
+
+def test_networks_that_no_objective_holds(test_part: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = small_run.rocket(dropout=0.5)
+    expected, of_objective = predict(objective, test_part), objective.networks()
+    given = {"a.b": of_objective["booster"], "modules": of_objective["light"]}  # names that torch would refuse
+    given["modules"].tower.eval()
+    modes = [part.training for network in given.values() for part in network.modules()]
+    (embedding,) = objective.tables()
+    look_up = Mock(wraps=embedding.vectors)
+    monkeypatch.setattr(embedding, "vectors", look_up)
+    found = predict_networks(given, test_part)
+    assert look_up.call_count == test_part.num_batches  # once a batch for both
+    np.testing.assert_array_equal(found["a.b"], expected["booster"])
+    np.testing.assert_array_equal(found["modules"], expected["light"])
+    assert [part.training for network in given.values() for part in network.modules()] == modes
+    assert len(set(modes)) == 2
 
 
 def test_a_failure_leaves_the_mode_as_it_was(test_part: Loader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,11 +65,11 @@ def bench_command(options: argparse.Namespace) -> _Result:
     baseline = None if options.baseline is None else _read(options.baseline)
     from ctrkit.request import read_requests
     from ctrkit_serving.bench.in_process import see_a_stall
-    from ctrkit_serving.bench.machine import control, fingerprint
+    from ctrkit_serving.bench.machine import control, serving_environment
     from ctrkit_serving.latency import measure, sized_requests
     from ctrkit_serving.scorer import Scorer
 
-    machine = fingerprint()
+    machine = serving_environment()
     scorers = {}
     for path in options.bundle:
         scorers[str(path)] = scorer = Scorer.load(path, precision=options.precision)

@@ -12,14 +12,21 @@ import numpy as np
 from ctrkit_serving.latency import Quantiles, control_kernel, quantiles
 
 
-def fingerprint() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, versions, and the load that other processes make."""
+def environment() -> dict[str, Any]:
+    """Processor, cores that may be used, memory, system and Python: what every figure must be read with."""
     return {
         "cpu": processor(),
         "cores": usable_cores(),
         "memory_gib": memory_gib(),
         "platform": platform.platform(),
         "python": platform.python_version(),
+    }
+
+
+def serving_environment() -> dict[str, Any]:
+    """`environment`, the versions that scores are computed by, and the load that other processes make."""
+    return {
+        **environment(),
         "versions": {name: importlib.metadata.version(name) for name in ("ctrkit", "numpy", "onnxruntime")},
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }

@@ -23,6 +23,7 @@ from ctrkit_serving.bench.answers import Answers, most_within
 from ctrkit_serving.bench.command import add_options, bench_command, compare, text
 from ctrkit_serving.bench.figure import curve_svg
 from ctrkit_serving.bench.http_load import open_loop
+from ctrkit_serving.bench.machine import environment
 from ctrkit_serving.bench.over_http import Server as Target
 from tests.serving import tiny
 
@@ -39,6 +40,12 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+
+def test_cores_are_those_that_a_container_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert environment()["cores"] == 2
 
 
 def test_the_open_loop_counts_from_the_time_a_request_was_due() -> None:
@@ -152,7 +159,8 @@ def test_in_process_and_over_http(models: Path, tmp_path: Path) -> None:
     assert found["self_test"]["p95_ms"] > 10
     assert "under load: at most" in found["text"]
     written = json.loads(out.read_text())
-    assert written["machine"]["cores"] >= 1
+    assert written["machine"].items() >= environment().items()
+    assert written["machine"]["versions"]["ctrkit"]
     labels = [element.text for element in ET.fromstring(Path(f"{out}.svg").read_text()).iter() if element.text]
     assert any(label == f"{server.address}: p50" for label in labels)
     again = run(str(bundle), "--repeats", "30", "--seconds", "0", "--baseline", str(out), "--max-ratio", "1000")

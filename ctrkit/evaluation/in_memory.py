@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig, Evaluation, Rows
 from ctrkit.evaluation.stream import evaluate_stream
 from ctrkit.metrics import Interval, bootstrap_intervals, field_calibration_error, reliability_curve, user_activity
 from ctrkit.metrics.grouping import group_codes

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ctrkit.evaluation import plots
 from ctrkit.evaluation.compare import CompareReport
-from ctrkit.evaluation.evaluation import EvalConfig, Evaluation, Rows, json_value
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig, Evaluation, Rows, json_value
 from ctrkit.evaluation.text import NAMES, value_label
 from ctrkit.metrics import METRICS, ReliabilityCurve, reliability_curve
 

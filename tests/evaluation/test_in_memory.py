@@ -12,9 +12,9 @@ import pytest
 
 from ctrkit.cli import main
 from ctrkit.errors import UserError
-from ctrkit.evaluation.evaluate import evaluate_predictions
-from ctrkit.evaluation.evaluation import EvalConfig
+from ctrkit.evaluation.in_memory import evaluate_predictions
 from ctrkit.evaluation.predictions import Predictions
+from ctrkit.evaluation.report import EvalConfig
 from ctrkit.metrics import (
     Other,
     bootstrap_intervals,
@@ -206,7 +206,7 @@ def test_a_missing_package_is_named_with_its_extra(
     capsys: Capture, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "ctrkit.evaluation.commands", raising=False)
-    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.evaluate", raising=False)
+    monkeypatch.delitem(sys.modules, "ctrkit.evaluation.in_memory", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     text = refused(capsys, path)
     assert "pip install '.[evaluate]' in the clone" in text
