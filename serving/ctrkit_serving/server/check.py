@@ -82,7 +82,7 @@ def run_child(pipe: int, settings: Settings, arguments: dict[str, Any]) -> None:
     """Check and write the result, as JSON, to the pipe: `{"ok": true, ...}` or `{"ok": false, "reason": ...}`."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor's to answer, which ends this process
     signal.alarm(math.ceil(settings.check_timeout_s) + 60)  # if that is gone
-    os.nice(NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     try:
         result = {"ok": True, **check(settings, **arguments)}
     except UserError as error:
