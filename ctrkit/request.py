@@ -173,7 +173,9 @@ def numbered_requests(path: Path) -> Iterator[tuple[int, Request]]:
                 empty = False
                 try:
                     yield number, Request.from_json(json.loads(line, parse_constant=_no_constant))
-                except (ValueError, RecursionError) as error:  # UserError and JSONDecodeError are ValueErrors
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not JSON ({error}); write one request a line") from error
+                except (ValueError, RecursionError) as error:  # UserError is a ValueError
                     raise UserError(f"{path}, line {number}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file with one request a line") from error

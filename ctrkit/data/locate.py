@@ -62,8 +62,10 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"{path}: no such file or folder; a path (data.path in a recipe) is relative to where you are")
     if info.type == pafs.FileType.Directory:
-        raise UserError(f"{path}: the folder has no file that ends in {', '.join(SUFFIXES)}; set data.format if it has")
-    raise UserError(f"{path}: neither Parquet nor CSV by its name; set data.format = 'parquet' or 'csv'")
+        where = "the folder has no file that ends"
+    else:
+        where = "neither Parquet nor CSV by its name: it does not end"
+    raise UserError(f"{path}: {where} in {', '.join(SUFFIXES)}; rename the log, or set data.format in a recipe")
 
 
 def _list(filesystem: Any, path: str, format: Format) -> list[Any]:

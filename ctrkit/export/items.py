@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class AdsFile:
     encoding: Encoding
 
     def check(self) -> None:
-        """Raise UserError unless the file can be read, has the columns, and names every ad once."""
+        """Raise UserError unless the file can be read and has the columns, and its first ads can be encoded."""
         features = self.encoding.schema.side("item")
         if not features:
             raise UserError('export.items: no feature has side = "item", so there is nothing to keep of an ad')
@@ -57,6 +58,8 @@ class AdsFile:
                 raise UserError(f"{self.path}: has no column '{name}'; write one row an ad, with {', '.join(names)}")
         if pq.read_metadata(self.path).num_rows == 0:
             raise UserError(f"{self.path}: holds no ad; leave export.items out to export without an item table")
+        # before the requests that are made of its ads, where nobody would know whose values they are
+        next(self.inputs())
 
     def keys(self) -> tuple[Int64Array, RawType]:
         """64-bit key of each ad, in the order of the file, and the type of the raw ones.
@@ -66,7 +69,8 @@ class AdsFile:
         """
         column = decoded(pq.read_table(self.path, columns=[self.key])[self.key].combine_chunks())
         raw_type = self._raw_type(column.type)
-        keys_A, missing_A = id_keys(column, raw_type, self.key)
+        with self._naming():
+            keys_A, missing_A = id_keys(column, raw_type, self.key)
         if missing_A.any():
             raise UserError(f"{self.path}: row {int(missing_A.argmax())} has no '{self.key}'; every ad needs one")
         order = np.argsort(keys_A, kind="stable")
@@ -91,7 +95,17 @@ class AdsFile:
         columns = sorted({feature.source for feature in self.encoding.schema.side("item")})
         with pq.ParquetFile(self.path) as file:
             for chunk in file.iter_batches(batch_size=_CHUNK, columns=columns):
-                yield _item_inputs(self.encoding, chunk)
+                with self._naming():
+                    inputs = _item_inputs(self.encoding, chunk)
+                yield inputs
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Name the file in what the encoding says of its values."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
 
     def first_chunk(self) -> tuple[Feeds, list[Any]]:
         """The inputs of the first ads, and the raw values of their key."""

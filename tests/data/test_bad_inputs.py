@@ -119,6 +119,11 @@ def unknown_files(folder: Path) -> Case:
     return case(folder, {"split": {"by": "random"}})
 
 
+def named_tsv(folder: Path) -> Case:
+    (folder / "log.tsv").write_text("a\tb\n")
+    return case(folder / "log.tsv", {"split": {"by": "random"}})
+
+
 def no_part(folder: Path) -> Case:
     (write_parts(folder / "log") / "valid.parquet").unlink()
     return case(folder / "log")
@@ -144,6 +149,7 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "no such path, split at random": (lambda f: case(f / "none", {"split": {"by": "random"}}), "no such file"),
     "empty folder": (lambda f: case(f), r"the folder has no file that ends in \.parquet"),
     "no file of a known format": (unknown_files, r"the folder has no file that ends in \.parquet"),
+    "a file of another name": (named_tsv, r"log\.tsv: neither Parquet nor CSV by its name: it does not end in"),
     "a glob that matches nothing": (lambda f: case(f / "*.parquet", {"split": DAY}), "no Parquet or CSV file matches"),
     "empty file": (lambda f: one_file(f, "train.parquet", b""), r"train\.parquet: the file is empty; write it again"),
     "truncated Parquet": (truncated, r"train\.parquet: cannot be read as Parquet, truncated or damaged"),

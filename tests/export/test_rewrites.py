@@ -261,7 +261,7 @@ BAD_ADS: dict[str, tuple[list[dict[str, Any]], str]] = {
     "key missing": ([ADS[0], {**ADS[1], "ad": None}], "row 1 has no 'ad'"),
     "key twice": ([ADS[0], {**ADS[1], "ad": 100}], "ad 100 is there twice"),
     "key a float": ([{**ADS[0], "ad": 1.5}], "column 'ad' is double; an ad is named by an integer or a string"),
-    "feature of another type": ([{**ADS[0], "item": "red"}], "item"),
+    "feature of another type": ([{**ADS[0], "item": "red"}], r"ads\.parquet: .*item"),
 }  # fmt: skip
 
 

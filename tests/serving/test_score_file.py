@@ -52,6 +52,12 @@ def test_an_error_names_the_line_and_leaves_no_file(bundle: Path, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {"requests.jsonl", "out.jsonl"}
 
 
+def test_a_line_that_is_no_json_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text(f"{json.dumps(REQUEST.to_json())}\n{{user: 1}}\n")
+    with pytest.raises(UserError, match=r"requests\.jsonl, line 2: not JSON \(Expecting property name"):
+        score_file(bundle, tmp_path / "requests.jsonl", tmp_path / "out.jsonl")
+
+
 def test_blank_lines_have_no_scores_and_count_as_lines(bundle: Path, tmp_path: Path) -> None:
     line = json.dumps(REQUEST.to_json())
     requests, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
