@@ -76,11 +76,9 @@ def _trainer(run: Run, model: str, place: Path) -> Trainer:
         objective,
         optimizers,
         schedulers,
+        config,
         directory=place,
         fingerprint="",
-        epochs=config.epochs,
-        clip_norm=config.clip_norm,
         clipped=towers,
-        precision=config.precision,
         quiet=True,
     )

@@ -136,22 +136,19 @@ def own_steps(
     ranks = ranks or Ranks()
     objective = build_objective(fp32, model, dict.fromkeys(NAMES, num_rows), sharded=ranks.size > 1)
     called = objective if ranks.size == 1 else shard(objective, ranks, torch.device("cpu"), batch_size=BATCH)
-    config = fp32.train_config(model)
-    optimizers, schedulers, towers = build_optimizers(objective, config, total_steps=2**40)
+    optimizers, schedulers, towers = build_optimizers(objective, fp32.train_config(model), total_steps=2**40)
 
-    def trainer(precision: Precision, recipe: Recipe) -> Train:
+    def trainer(recipe: Recipe) -> Train:
         def train(batches: Iterable[Impressions]) -> None:
             with ranks_directory(ranks) as directory, contextlib.suppress(UsedUpError):
                 loop = Trainer(
                     objective,
                     optimizers,
                     schedulers,
+                    recipe.train_config(model),
                     directory=Path(directory),
                     fingerprint="",
-                    epochs=config.epochs,
-                    clip_norm=config.clip_norm,
                     clipped=towers,
-                    precision=precision,
                     ranks=ranks,
                     model=called,
                     quiet=True,
@@ -160,7 +157,7 @@ def own_steps(
 
         return train
 
-    return Trainable({"fp32": trainer("fp32", fp32), "bf16": trainer("bf16", bf16)}, lambda: _state(optimizers))
+    return Trainable({"fp32": trainer(fp32), "bf16": trainer(bf16)}, lambda: _state(optimizers))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ctrkit.atomic import atomic_file, remove_leftovers
+from ctrkit.config.models import TrainConfig
 from ctrkit.data.ahead import read_ahead
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
@@ -45,17 +46,12 @@ class Trainer:
         objective: what is trained; with several ranks, after `ctrkit.training.sharding.shard`.
         optimizers: step together; schedulers likewise.
         schedulers: stepped once a batch.
+        config: how long to train, when to evaluate, what to monitor and to keep, in which precision. The log's side
+            (batches, order) is the loader's, the optimizers' is theirs.
         directory: of the run.
         fingerprint: of all that the run depends on; a checkpoint of another fingerprint is not resumed.
-        epochs: passes over the log.
-        monitor: metric of the network that ships, or of the best that may, see `ctrkit.metrics.report.METRICS`.
-        patience: evaluations without improvement before training stops.
-        evaluations_per_epoch: evaluations, evenly spaced; the last at the end of the epoch.
-        clip_norm: largest gradient norm of `clipped`.
-        clipped: parameters whose gradient is clipped: the towers'.
+        clipped: parameters whose gradient is clipped to `config.clip_norm`: the towers'.
         device: where the objective is.
-        precision: of the hidden layers' products in a step (bf16 by autocast; weights and optimizers stay fp32).
-        keep: checkpoints that stay, beside the best one.
         begin: called before the first step of a training that does not go on from a checkpoint.
         ranks: that train together, each with its share of every batch; all of them call `fit`.
         peers: where each rank trains one network on the same batches, in the place of a share of every batch.
@@ -70,18 +66,12 @@ class Trainer:
         objective: Objective,
         optimizers: list[torch.optim.Optimizer],
         schedulers: list[LRScheduler],
+        config: TrainConfig,
         *,
         directory: Path,
         fingerprint: str,
-        epochs: int,
-        monitor: str = "gauc",
-        patience: int = 2,
-        evaluations_per_epoch: int = 1,
-        clip_norm: float | None = None,
         clipped: list[nn.Parameter] | None = None,
         device: torch.device | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        keep: int = 1,
         begin: Callable[[], None] = lambda: None,
         ranks: Ranks | None = None,
         peers: PeerRanks | None = None,
@@ -93,13 +83,11 @@ class Trainer:
         self.objective = objective
         self.optimizers = optimizers
         self.schedulers = schedulers
+        self.config = config
         self.directory = directory
         self.fingerprint = fingerprint
-        self.epochs = epochs
-        self.monitor, self.patience, self.evaluations_per_epoch = monitor, patience, evaluations_per_epoch
-        self.clip_norm, self.clipped = clip_norm, clipped or []
+        self.clipped = clipped or []
         self.device = device or torch.device("cpu")
-        self.precision = precision
         self.begin = begin
         self.ranks = ranks or Ranks()
         self.peers = peers
@@ -108,7 +96,7 @@ class Trainer:
         self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
         self.say = say
-        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=keep, ranks=self.ranks, say=say)
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints, ranks=self.ranks, say=say)
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self._mark = 0.0  # when the clock of `Progress.seconds` was last read
@@ -125,7 +113,7 @@ class Trainer:
         running = RunningLosses()
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
-            with self._bar(train.num_rows * self.epochs, done) as bar:
+            with self._bar(train.num_rows * self.config.epochs, done) as bar:
                 self._mark = time.perf_counter()
                 for batch in read_ahead(self._batches(train)):
                     rows = self._train_step(batch, train, running)
@@ -159,12 +147,12 @@ class Trainer:
             yield moved
 
     def _finished(self) -> bool:
-        return self.progress.epoch >= self.epochs or self.progress.stale >= self.patience
+        return self.progress.epoch >= self.config.epochs or self.progress.stale >= self.config.patience
 
     def _evaluation_due(self, num_batches: int) -> bool:
         """Whether a multiple of 1 / evaluations_per_epoch of an epoch has just been passed."""
-        done = self.progress.batches * self.evaluations_per_epoch
-        return done // num_batches > (done - self.evaluations_per_epoch) // num_batches
+        done = self.progress.batches * self.config.evaluations_per_epoch
+        return done // num_batches > (done - self.config.evaluations_per_epoch) // num_batches
 
     def _bar(self, total: int, done: int) -> "tqdm[Any]":
         return tqdm(
@@ -199,7 +187,7 @@ class Trainer:
 
     def _update(self, batch: Batch, weight: float, train: Loader, running: RunningLosses, turn: int) -> None:
         """Move the weights by one turn on a batch, whose impressions weigh so much over all processes."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.model(batch, self.progress.step, turn)
         sums = torch.stack([(batch.weight_B * loss_B).sum() for loss_B in losses.values()])
         means = self.ranks.sum(sums.detach() / weight)
@@ -211,7 +199,7 @@ class Trainer:
         # gradients are averaged over processes: what each adds is its share of the mean over the whole batch
         torch.autograd.backward(sums.sum() * (self._batch_ranks.size / weight))
         if self.clipped:
-            norm = nn.utils.clip_grad_norm_(self.clipped, self.clip_norm or math.inf)
+            norm = nn.utils.clip_grad_norm_(self.clipped, self.config.clip_norm or math.inf)
             if self.peers:
                 self.ranks.sum(norm)  # what stops one stops all
             if not math.isfinite(norm.item()):
@@ -247,8 +235,8 @@ class Trainer:
         else:
             self._average_buffers()
         reports = evaluate(self.objective)
-        candidates = {role: check_monitor(self.monitor, reports[role]) for role in self.objective.candidates()}
-        sign = 1 if METRICS[self.monitor] else -1
+        candidates = {role: check_monitor(self.config.monitor, reports[role]) for role in self.objective.candidates()}
+        sign = 1 if METRICS[self.config.monitor] else -1
         role = max(sorted(candidates), key=lambda role: sign * candidates[role])
         value, progress = candidates[role], self.progress
         better = progress.best is None or sign * value > sign * progress.best

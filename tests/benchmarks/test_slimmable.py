@@ -130,4 +130,4 @@ def test_steps_are_timed_as_the_trainer_takes_them(
         assert trainer.progress.step == 2 * min(steps, -(-trainer.progress.rows // (2 * 256)))
         after = trainer.objective.state_dict()
         assert not any(torch.equal(after[name], tensor) for name, tensor in start.items() if "weight" in name)
-        assert trainer.clip_norm == clip_norm
+        assert trainer.config.clip_norm == clip_norm

@@ -78,10 +78,11 @@ def test_the_defaults_of_every_method_take_a_step(objective: str, kind: str, tmp
         for name, (of, role) in found.frozen_teachers("model").items()
     }
     built = build_objective(found, "model", NUM_ROWS, frozen=frozen)
-    optimizers, schedulers, towers = build_optimizers(built, TrainConfig(), 1)
+    config = TrainConfig(epochs=1)
+    optimizers, schedulers, towers = build_optimizers(built, config, 1)
     before = [p.detach().clone() for p in built.parameters() if p.requires_grad]
     run = Trainer(
-        built, optimizers, schedulers, directory=tmp_path, fingerprint="f", epochs=1, clipped=towers, quiet=True
+        built, optimizers, schedulers, config, directory=tmp_path, fingerprint="f", clipped=towers, quiet=True
     )
     loader = small_run.loader(small_run.write_log(tmp_path / "log.parquet"))
     batch = networks.batch(features=networks.PRIVILEGED)
