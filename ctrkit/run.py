@@ -50,7 +50,7 @@ from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
-from ctrkit.training.trainer import CHECKPOINTS
+from ctrkit.training.saved_training import CHECKPOINTS
 from ctrkit.training.warm_start import start_identity
 
 

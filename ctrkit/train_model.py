@@ -34,9 +34,10 @@ from ctrkit.training.device import find_device
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.saved_training import CHECKPOINTS
 from ctrkit.training.slice_start import start_from_slice
 from ctrkit.training.tensorboard import tensorboard_writer
-from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer, check_monitor
+from ctrkit.training.trainer import Evaluate, Trainer, check_monitor
 from ctrkit.training.warm_start import ENCODING, START, Source, source_directory, tower_inputs, warm_start
 
 EVALUATION_BATCH = 8192
@@ -126,7 +127,7 @@ class ModelTraining:
             "rows_per_second": rate,
             "processes": ranks.size,
             "unreadable_rows": self._unreadable(loader, passed - progress.rows),
-            "weights": trainer.digest(),
+            "weights": trainer.saved.digest(),
             "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
         self.say(

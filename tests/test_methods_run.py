@@ -28,7 +28,7 @@ from ctrkit.train_model import ModelTraining, trained
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
-from ctrkit.training.trainer import CHECKPOINTS, Trainer
+from ctrkit.training.saved_training import CHECKPOINTS, SavedTraining
 from ctrkit.training.warm_start import Source, warm_start
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
@@ -269,16 +269,16 @@ def test_what_is_loaded_ships_the_peer_that_was_best(
 
 
 def killed_after_its_first_checkpoint(directory: Path, model: str, patch: pytest.MonkeyPatch, *overrides: str) -> None:
-    saved = Trainer._save
+    saved = SavedTraining.save
 
-    def dies(self: Trainer, *, best: bool) -> None:
+    def dies(self: SavedTraining, *, best: bool) -> None:
         saved(self, best=best)
         if self.directory.name == model:
             raise KeyboardInterrupt
 
     run, _ = opened(directory, *overrides)
     with patch.context() as changed:
-        changed.setattr(Trainer, "_save", dies)
+        changed.setattr(SavedTraining, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             run.train(model)
     assert not (directory / "models" / model / "result.json").exists()

@@ -32,7 +32,7 @@ from ctrkit.run import Run
 from ctrkit.summary import cheaper_choice, same_cost, summarize, table
 from ctrkit.train_model import trained
 from ctrkit.training.checkpoints import Checkpoints
-from ctrkit.training.trainer import CHECKPOINTS
+from ctrkit.training.saved_training import CHECKPOINTS
 from ctrkit_serving.scorer import Scorer
 from tests import small_recipe
 from tests.data import small_log

@@ -1,6 +1,5 @@
 """The one training loop."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ctrkit.atomic import atomic_file, remove_leftovers
 from ctrkit.config.models import TrainConfig
 from ctrkit.data.ahead import read_ahead
 from ctrkit.data.batch import Batch
@@ -20,16 +18,11 @@ from ctrkit.data.loader import Loader
 from ctrkit.errors import UserError
 from ctrkit.metrics.report import METRICS, Report
 from ctrkit.objectives.objective import Objective
-from ctrkit.training import state
-from ctrkit.training.checkpoints import Checkpoints, Found
 from ctrkit.training.gradient_norms import table_gradient_norms
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.progress import Progress, RunningLosses
 from ctrkit.training.ranks import Ranks
-from ctrkit.training.stored_tensors import StoredTensors
-
-CHECKPOINTS = "checkpoints"
-"""Folder of a training's checkpoints in its directory."""
+from ctrkit.training.saved_training import SavedTraining
 
 Evaluate = Callable[[Objective], Mapping[str, Report]]
 """Reports on the validation part, by role."""
@@ -85,7 +78,6 @@ class Trainer:
         self.schedulers = schedulers
         self.config = config
         self.directory = directory
-        self.fingerprint = fingerprint
         self.clipped = clipped or []
         self.device = device or torch.device("cpu")
         self.begin = begin
@@ -93,13 +85,31 @@ class Trainer:
         self.peers = peers
         self._batch_ranks = Ranks() if peers else self.ranks  # that share a batch
         self.model = model or objective
+        self.say = say
         self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
-        self.say = say
-        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=config.keep_checkpoints, ranks=self.ranks, say=say)
-        self.progress = Progress()
-        self.history: list[dict[str, Any]] = []
+        self.saved = SavedTraining(
+            objective,
+            optimizers,
+            schedulers,
+            directory=directory,
+            fingerprint=fingerprint,
+            keep=config.keep_checkpoints,
+            device=self.device,
+            ranks=self.ranks,
+            say=say,
+        )
         self._mark = 0.0  # when the clock of `Progress.seconds` was last read
+
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands."""
+        return self.saved.progress
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A line an evaluation, as `metrics.jsonl` has them."""
+        return self.saved.history
 
     def fit(self, train: Loader, evaluate: Evaluate) -> Progress:
         """Train, from the last checkpoint of this run if there is one, and load the best weights.
@@ -109,7 +119,10 @@ class Trainer:
                 finite, else the learning rates), and the last checkpoint is kept. Or the best weights are damaged.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._resume()
+        if not self.saved.resume():
+            self.begin()
+        elif not self._finished():
+            self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
         running = RunningLosses()
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
@@ -127,15 +140,8 @@ class Trainer:
                         self._mark = time.perf_counter()
                         if self._finished():
                             break
-        self._load_best()
+        self.saved.load_best()
         return self.progress
-
-    def digest(self) -> str:
-        """What identifies the best weights, whoever saved them."""
-        best = self.checkpoints.best()
-        assert best is not None, "there is one after the first evaluation"
-        names = state.weights(self.objective).keys()
-        return self.ranks.on_first(lambda: StoredTensors(best.path).digest(names))
 
     def _batches(self, train: Loader) -> Iterator[Batch]:
         """The batches to come, with what does not depend on the weights; another thread is ahead of their steps."""
@@ -223,7 +229,7 @@ class Trainer:
             ) + (f", or the weight of what makes the loss '{hints[0]}'." if hints else ".")
         else:
             cause = f"{origin[0]}, row group {origin[1]}, holds a value that is not finite: mend or drop it."
-        kept = self.checkpoints.latest()
+        kept = self.saved.checkpoints.latest()
         return UserError(
             f"{what} is not finite at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}). {cause} "
             + (f"The last good checkpoint is kept: {kept.path}." if kept else "There is no checkpoint yet.")
@@ -254,7 +260,7 @@ class Trainer:
         self.history.append(line)
         if better:
             progress.best, progress.best_step, progress.best_role = value, progress.step, role
-        self._save(best=better)
+        self.saved.save(best=better)
         self._log(line)
 
     def _gradient_norms(self, batch: Batch) -> dict[str, Any]:
@@ -280,97 +286,6 @@ class Trainer:
                 for name, value in report.items():
                     if value is not None:
                         self.log_scalars(f"valid/{role}/{name}", value, line["step"])
-
-    def _values(self) -> dict[str, Any]:
-        return {
-            "fingerprint": self.fingerprint,
-            "progress": vars(self.progress).copy(),
-            "history": self.history,
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "optimizers": [
-                [{key: group[key] for key in ("lr", "steps") if key in group} for group in optimizer.param_groups]
-                for optimizer in self.optimizers
-            ],
-            "processes": self.ranks.size,
-        }
-
-    def _tensors(self) -> state.Tensors:
-        return {**state.weights(self.objective), **state.optimizer_state(self.objective, self.optimizers)}
-
-    def _save(self, *, best: bool) -> None:
-        random = state.random_state(self.ranks.rank, self.device)
-        try:
-            self.checkpoints.save(self.progress.step, {**self._tensors(), **random}, self._values(), best=best)
-        except OSError as error:
-            raise UserError(
-                f"{self.checkpoints.directory}: the checkpoint of step {self.progress.step} cannot be written "
-                f"({error.strerror}); what was there before is kept"
-            ) from error
-        self._write_history()
-
-    def _write_history(self) -> None:
-        if self.ranks.rank == 0:
-            lines = "".join(json.dumps(line) + "\n" for line in self.history)
-            with atomic_file(self.directory / "metrics.jsonl") as file:
-                file.write(lines.encode())
-
-    def _resume(self) -> None:
-        """Go on from the last whole checkpoint, if it is of this run; else remove what lies there."""
-        if self.ranks.rank == 0:
-            remove_leftovers(self.directory)
-        self.checkpoints.remove_leftovers()
-        checkpoints = self.checkpoints.all()
-        for index, found in enumerate(checkpoints):
-            if found.values.get("fingerprint") != self.fingerprint:
-                break
-            try:
-                self._restore(found)
-            except UserError as error:
-                self.say(f"  warning: {error}")
-                self.checkpoints.remove(found)  # it would stand for the newest when the next ones are saved
-                continue
-            self._check_best(checkpoints[index:])
-            self._write_history()  # it may have been killed before that
-            if not self._finished():
-                self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
-            return
-        if checkpoints and checkpoints[0].values.get("fingerprint") != self.fingerprint:
-            self.say("  checkpoints of other settings or another log lie there: they are removed")
-        self.checkpoints.clear()
-        if self.ranks.rank == 0:
-            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
-        self.begin()
-
-    def _restore(self, found: Found) -> None:
-        random = state.random_state(self.ranks.rank, self.device)
-        same = found.values["processes"] == self.ranks.size
-        self.checkpoints.load(found, {**self._tensors(), **(random if same else {})}, partial=True)
-        if same:  # other ranks have other generators: they go on from their seeds
-            state.set_random_state(random, self.device)
-        for optimizer, groups in zip(self.optimizers, found.values["optimizers"], strict=True):
-            for group, saved in zip(optimizer.param_groups, groups, strict=True):
-                group.update(saved)
-        for scheduler, saved in zip(self.schedulers, found.values["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        self.progress = Progress(**found.values["progress"])
-        self.history = found.values["history"]
-
-    def _check_best(self, checkpoints: Sequence[Found]) -> None:
-        """See to it that the best weights are whole; the first checkpoint is the one that has been restored."""
-        best = next((found for found in checkpoints if found.is_best), None)
-        if best is None or best.step != self.progress.best_step:
-            raise UserError(
-                f"{self.checkpoints.directory}: the best weights, of step {self.progress.best_step}, are missing or "
-                f"damaged; delete {self.directory} to train from the start"
-            )
-        if best is not checkpoints[0]:
-            self.checkpoints.open(best)  # reads every byte: damage is not found only after the last step
-
-    def _load_best(self) -> None:
-        best = self.checkpoints.best()
-        assert best is not None, "there is one after the first evaluation"
-        self.checkpoints.load(best, state.weights(self.objective), partial=True)
-        self.objective.ship(self.progress.best_role)
 
 
 def _has_gradient(optimizer: torch.optim.Optimizer) -> bool:

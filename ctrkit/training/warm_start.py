@@ -28,8 +28,8 @@ from ctrkit.schema import Schema, table_of
 from ctrkit.tables import FIRST_ROW, UNSEEN, Buckets, Scaling, Table, Vocabulary
 from ctrkit.training.checkpoints import Checkpoints
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.saved_training import CHECKPOINTS
 from ctrkit.training.stored_tensors import StoredTensors, TensorSpec
-from ctrkit.training.trainer import CHECKPOINTS
 
 ENCODING, START, _RESULT = "encoding", "warm_start.json", "result.json"
 """What lies in the directory of a training beside its checkpoints."""

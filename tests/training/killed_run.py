@@ -21,7 +21,8 @@ import torch
 from ctrkit.metrics.report import Report
 from ctrkit.objectives.objective import Objective
 from ctrkit.training import checkpoints, tensor_writer
-from ctrkit.training.trainer import CHECKPOINTS, Trainer
+from ctrkit.training.saved_training import CHECKPOINTS, SavedTraining
+from ctrkit.training.trainer import Trainer
 from tests.training import small_run
 
 EVALUATIONS = 4
@@ -58,7 +59,7 @@ def die_at(place: str | None, number: int) -> Callable[[], None]:
     before(tensor_writer._Writer, "write_data", "tensors", write_half)
     before(checkpoints, "_complete", "manifest")
     before(checkpoints.Checkpoints, "_remove_superseded", "removal")
-    before(Trainer, "_write_history", "metrics")
+    before(SavedTraining, "_write_history", "metrics")
     before(Trainer, "_log", "end of saving")
     return lambda: die() if passing("evaluation") else None
 
@@ -79,11 +80,11 @@ def train(log: Path, directory: Path, place: str | None = None, number: int = 0)
     )
     run.fit(train_log, evaluate)
     # what the best checkpoint hides: the state at the end
-    last = run.checkpoints.latest()
+    last = run.saved.checkpoints.latest()
     assert last is not None
-    specs = run.checkpoints.open(last).specs
+    specs = run.saved.checkpoints.open(last).specs
     tensors = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
-    run.checkpoints.load(last, tensors)
+    run.saved.checkpoints.load(last, tensors)
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     last.values["progress"]["seconds"] = 0.0
     for line in (*last.values["history"], *metrics):

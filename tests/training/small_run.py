@@ -21,7 +21,8 @@ from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.schema import Schema
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
-from ctrkit.training.trainer import CHECKPOINTS, Evaluate, Trainer
+from ctrkit.training.saved_training import CHECKPOINTS
+from ctrkit.training.trainer import Evaluate, Trainer
 from tests import networks
 
 ROWS, GROUP_ROWS, BATCH = 96, 24, 16

@@ -256,8 +256,8 @@ def test_a_resumed_student_has_its_teacher_again(log: Path, tmp_path: Path) -> N
     after = run.objective.state_dict()
     assert before
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    best = run.checkpoints.best()
+    best = run.saved.checkpoints.best()
     assert best is not None
-    stored = run.checkpoints.open(best).specs
+    stored = run.saved.checkpoints.open(best).specs
     assert not [name for name in stored if "frozen" in name]
     assert state.weights(run.objective).keys() <= stored.keys()

@@ -18,7 +18,7 @@ import torch
 from ctrkit.data.ahead import read_ahead
 from ctrkit.errors import UserError
 from ctrkit.training import trainer as trainer_module
-from ctrkit.training.trainer import CHECKPOINTS
+from ctrkit.training.saved_training import CHECKPOINTS
 from tests import networks
 from tests.test_atomic import files_no_larger_than
 from tests.training import small_run
