@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.objectives.objective import Objective
 
 

@@ -29,7 +29,7 @@ from benchmarks.report import arguments, emit, table
 from benchmarks.training_floor import Machine, floor, measure_machine
 from benchmarks.training_parquet import from_parquet
 from benchmarks.training_steps import BATCH, Build, Impressions, Precision, Train
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 
 SMALL, LARGE = 1_000, 1_000_000
 """Ids a field."""

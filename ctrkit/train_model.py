@@ -13,8 +13,9 @@ from ctrkit.atomic import atomic_directory, read_json, write_json
 from ctrkit.builders.check import check_networks, peers_apart
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, tower_rates
-from ctrkit.config.models import CALIBRATION_ROWS, TrainConfig
+from ctrkit.config.models import CALIBRATION_ROWS
 from ctrkit.config.recipe import Recipe
+from ctrkit.config.train import TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog

@@ -10,8 +10,9 @@ from torch import nn
 from ctrkit.builders.networks import build_embedding, build_tower
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor, tower_rates
-from ctrkit.config.models import Model, TrainConfig
+from ctrkit.config.models import Model
 from ctrkit.config.recipe import EmbeddingConfig, Recipe, TowerConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.pointwise import Pointwise

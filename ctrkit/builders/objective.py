@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ctrkit.builders.networks import Networks
+from ctrkit.config.hints import HintConfig, LayerHintConfig
 from ctrkit.config.models import (
     CoTrainingConfig,
     DistillationConfig,
     EnsembleConfig,
-    HintConfig,
-    LayerHintConfig,
     MutualLearningConfig,
     PointwiseConfig,
     RocketLaunchingConfig,

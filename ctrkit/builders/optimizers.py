@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from ctrkit.config.models import TrainConfig
 from ctrkit.config.recipe import Recipe
+from ctrkit.config.train import TrainConfig
 from ctrkit.names import tower_of
 from ctrkit.objectives.objective import Objective
 from ctrkit.training.table_optimizer import TableOptimizer

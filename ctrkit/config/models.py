@@ -1,90 +1,17 @@
-"""Recipes: [train] and [models.NAME], a model for each learning method."""
+"""Recipes: [models.NAME], a model for each learning method."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ctrkit.config.data import Count, Seed, Strict
+from ctrkit.config.data import Strict
+from ctrkit.config.hints import HintConfig, KlHintConfig, LayerHintConfig, LessonConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE
 
 CALIBRATION_ROWS = 65_536
 """Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
-
-
-class TrainConfig(Strict):
-    """The training loop. `[models.NAME.train]` overrides any of it for one model."""
-
-    epochs: Count = 2
-    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 1024
-    seed: Seed = 0
-    optimizer: Literal["adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    table_optimizer: Literal["adam", "adagrad", "rowwise_adagrad"] = "adam"
-    table_lr: Annotated[float, Field(gt=0)] = 1e-3
-    table_l2: Annotated[float, Field(ge=0)] = 1e-3
-    """Weight of the tables' L2 penalty (`ctrkit.training.table_optimizer`)."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    clip_norm: Annotated[float, Field(ge=0)] = 10.0
-    """Largest gradient norm of the towers; 0 leaves it as it is."""
-    monitor: Literal["gauc", "auc", "log_loss", "normalized_entropy"] = "gauc"
-    """Metric of the validation part that early stopping and the best checkpoint go by, for the network that ships."""
-    patience: Count = 2
-    """Evaluations without improvement before training stops."""
-    evaluations_per_epoch: Count = 1
-    shuffle_rows: Count = 1_000_000
-    """Rows of the shuffle buffer."""
-    order: Literal["random", "log"] = "random"
-    """log: row groups as they lie, only the buffer is shuffled: for a log sorted by time, its newest rows come last."""
-    device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the hidden layers' products of training in bfloat16, weights and logits in fp32; evaluation is in fp32."""
-    shards: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Parts that every buffer is dealt in: as many processes as divide it train on the same batches."""
-    negative_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the impressions without a click that are trained on, their weight divided by it; batches get smaller."""
-    label_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training part's labels that is used, the same ones in every epoch: the others count as unknown."""
-    skip_unreadable: bool = False
-    """Leave out row groups of the prepared log that cannot be read, with a warning and a count."""
-    keep_checkpoints: Annotated[int, Field(ge=1, le=10**6)] = 1
-    """Newest checkpoints that stay, beside the best one."""
-    warm_start: Annotated[str, Field(min_length=1)] | None = None
-    """Directory of another run: start from the best weights of its model of the same name."""
-    tensorboard: bool = False
-
-
-class HintConfig(Strict):
-    """What a student is told of its teacher's prediction: see `ctrkit.objectives.hint.Hint`."""
-
-    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "logit_mse"
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
-    """Beyond these float32 cannot tell the loss from zero."""
-    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    decay_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
-    gradient_share: Annotated[float, Field(gt=0)] | None = None
-    labelled_only: bool = False
-
-    @model_validator(mode="after")
-    def _temperature(self) -> Self:
-        if self.temperature != 1 and self.loss != "kl":
-            raise ValueError(f'temperature is a key of loss = "kl"; this hint is "{self.loss}"')
-        return self
-
-    @model_validator(mode="after")
-    def _loudness(self) -> Self:
-        if self.gradient_share is not None and self.weight != 1:
-            raise ValueError("gradient_share says how loud the hint is, and weight would change that; give one of them")
-        return self
-
-
-class KlHintConfig(HintConfig):
-    """A hint that is the KL divergence unless it says otherwise."""
-
-    loss: Literal["logit_mse", "probability_mse", "kl", "soft_bce"] = "kl"
 
 
 class _Model(Strict):
@@ -125,17 +52,6 @@ class _Model(Strict):
     def hints(self) -> dict[str, HintConfig]:
         """Hints on logits, by key."""
         return {key: value for key, value in vars(self).items() if isinstance(value, HintConfig)}
-
-
-class LayerHintConfig(Strict):
-    """A loss between two hidden layers, counted from 0, the lowest."""
-
-    layer: Annotated[int, Field(ge=0)]
-    teacher_layer: Annotated[int, Field(ge=0)]
-    teacher: str | None = None
-    """A booster's role, or one of `teachers`; the first if not given."""
-    loss: Literal["mse", "cosine", "attention"] = "mse"
-    weight: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PointwiseConfig(_Model):
@@ -326,18 +242,6 @@ class EnsembleConfig(_Model):
     def shipped(self) -> tuple[str, ...]:
         """Any of them, or their mean."""
         return self.roles if self.serve == "best" else (MEAN,)
-
-
-class LessonConfig(Strict):
-    """Who hears whose prediction: see `ctrkit.objectives.hint.Lesson`."""
-
-    student: str
-    teachers: Annotated[list[str], Field(min_length=1)]
-    """Roles, networks of models above, or columns of the log."""
-    hint: KlHintConfig = KlHintConfig()
-    average: Literal["each", "mean"] = "mean"
-    blocked: bool = True
-    auxiliary_head: bool = False
 
 
 class CoTrainingConfig(TaughtConfig):

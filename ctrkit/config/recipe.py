@@ -19,8 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from ctrkit.config.data import DataConfig, Strict
 from ctrkit.config.errors import explain
-from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TaughtConfig, TrainConfig
+from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, SlimmableConfig, TaughtConfig
 from ctrkit.config.overrides import apply_override
+from ctrkit.config.train import TrainConfig
 from ctrkit.errors import UserError
 from ctrkit.names import MEAN
 from ctrkit.schema import Feature, Schema

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.data.ahead import read_ahead
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.reference import DenseAdam, reference
 from ctrkit import train_model
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.training.table_optimizer import TableOptimizer
 from tests import networks
 from tests.training import small_run

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from ctrkit import schema
-from ctrkit.config import data, models, recipe
+from ctrkit.config import data, hints, recipe, train
 from ctrkit.config.recipe import Recipe
 
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text(encoding="utf-8")
@@ -29,11 +29,11 @@ SECTIONS: dict[type[BaseModel], str] = {
     schema.CategoricalFeature: "features.NAME",
     schema.SequenceFeature: "features.NAME",
     schema.DenseFeature: "features.NAME",
-    models.TrainConfig: "train",
-    models.HintConfig: "hint",
-    models.KlHintConfig: "hint",
-    models.LayerHintConfig: "layer_hints",
-    models.LessonConfig: "lessons",
+    train.TrainConfig: "train",
+    hints.HintConfig: "hint",
+    hints.KlHintConfig: "hint",
+    hints.LayerHintConfig: "layer_hints",
+    hints.LessonConfig: "lessons",
 }
 """What a row of the section begins with; a model's is its objective."""
 

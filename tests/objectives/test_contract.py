@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.tower import Vectors

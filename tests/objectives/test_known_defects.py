@@ -45,7 +45,7 @@ import torch
 
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.nn.network import Network
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.training.progress import RunningLosses

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ctrkit.builders.optimizers import build_optimizers
-from ctrkit.config.models import TrainConfig
+from ctrkit.config.train import TrainConfig
 from ctrkit.data.columns import LABEL, WEIGHT
 from ctrkit.data.loader import Loader
 from ctrkit.metrics.report import Report
