@@ -16,7 +16,14 @@ def binary_cross_entropy(logit_B: Tensor, label_B: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit_B, label_B, reduction="none")
 
 
-def label_loss(logit_B: Tensor, label_B: Tensor, smoothing: float = 0.0, *, weight_B: Tensor | None = None) -> Tensor:
+def label_loss(
+    logit_B: Tensor,
+    label_B: Tensor,
+    smoothing: float = 0.0,
+    *,
+    weight_B: Tensor | None = None,
+    labelled_share: float | None = None,
+) -> Tensor:
     """Binary cross-entropy where there is a label, zero where it is NaN.
 
     In a batch with labels for some, theirs weigh as much more as there are fewer: its (weighted) mean is that over the
@@ -27,24 +34,28 @@ def label_loss(logit_B: Tensor, label_B: Tensor, smoothing: float = 0.0, *, weig
         label_B: 0, 1 or NaN.
         smoothing: share of the label that becomes one half.
         weight_B: of the impressions in that mean; alike if not given.
+        labelled_share: see `labelled`.
     """
-    if not label_B.isnan().any():
+    if not label_B.isnan().any() and labelled_share is None:
         return binary_cross_entropy(logit_B, label_B * (1 - smoothing) + smoothing / 2 if smoothing else label_B)
     target_B = label_B.nan_to_num() * (1 - smoothing) + smoothing / 2
-    return binary_cross_entropy(logit_B, target_B) * labelled(label_B, weight_B)
+    return binary_cross_entropy(logit_B, target_B) * labelled(label_B, weight_B, labelled_share)
 
 
-def labelled(label_B: Tensor, weight_B: Tensor | None = None) -> Tensor:
+def labelled(label_B: Tensor, weight_B: Tensor | None = None, share: float | None = None) -> Tensor:
     """Makes the mean of losses that over the labelled: zero where the label is NaN, elsewhere one over their share.
 
     Args:
         label_B: 0, 1 or NaN; if all are NaN, it is zero.
         weight_B: of the impressions in the mean; alike if not given.
+        share: weight of the labelled among all of the mean, where these impressions are only a part of it.
     """
     known_B = ~label_B.isnan()
+    if share is not None:
+        return known_B / (share or 1.0)
     weight_B = torch.ones_like(label_B) if weight_B is None else weight_B
-    share = (weight_B * known_B).sum() / weight_B.sum()
-    return known_B / torch.where(share > 0, share, 1.0)
+    here = (weight_B * known_B).sum() / weight_B.sum()
+    return known_B / torch.where(here > 0, here, 1.0)
 
 
 def logit_mse(student_B: Tensor, teacher_B: Tensor) -> Tensor:

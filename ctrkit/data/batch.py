@@ -28,6 +28,9 @@ class Batch:
     """Index of the row group that each impression was read from (`Loader.origin`), int64."""
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     """logit[B] of other models, by the column of the log that has their probability (`columns.teachers`)."""
+    labelled_share: float | None = None
+    """Weight of the impressions with a label among all of the batch, where several processes share it; None: these are
+    all."""
     ahead: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
     """What modules have made of the batch before its step, by module (`ctrkit.nn.embedding.Embedding.address`)."""
 
@@ -43,4 +46,5 @@ class Batch:
             weight_B=self.weight_B.to(device),
             origin_B=self.origin_B,
             teachers={name: logit_B.to(device) for name, logit_B in self.teachers.items()},
+            labelled_share=self.labelled_share,
         )

@@ -308,7 +308,7 @@ class SharedNorm(SlimmableNorm):
         kept = self.statistics(channels) if self._place is None or not self.training else (None, None)
         mean_H, variance_H = (None if each is None else each[:size] for each in kept)
         if self.training and len(x_BH) == 1:  # one row has no variance: it says nothing
-            return bias_H + 0 * x_BH
+            return bias_H + 0 * weight_H * x_BH
         return functional.batch_norm(x_BH, mean_H, variance_H, weight_H, bias_H, training=self.training)
 
     def copy_to(self, norm: PlainNorm, channels: tuple[int, ...], *, statistics: bool) -> None:

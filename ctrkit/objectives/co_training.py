@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
-from ctrkit.losses import label_loss, labelled, mean_probability
+from ctrkit.losses import labelled, mean_probability
 from ctrkit.names import MEAN, part_name
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
@@ -20,7 +20,7 @@ from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.tower import Lists, Tower, Vectors
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
-from ctrkit.objectives.objective import Objective, scaled
+from ctrkit.objectives.objective import Objective, batch_label_loss, scaled
 
 _HEAD = "auxiliary"
 
@@ -276,7 +276,7 @@ class CoTraining(Objective):
         teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
         if lesson.hint.labelled_only:
-            known_B = known_B * labelled(batch.label_B, batch.weight_B)
+            known_B = known_B * labelled(batch.label_B, batch.weight_B, batch.labelled_share)
         weight = lesson.hint.weight_at(step)
         if lesson.hint.gradient_share is not None:
             squares = self.get_buffer("gradient_squares")[index]
@@ -305,7 +305,7 @@ class CoTraining(Objective):
 
     def _label_loss(self, role: str, logit_B: Tensor, batch: Batch) -> Tensor:
         """Weighted; a label weight of 0 counts as 1 where a hint is measured by it."""
-        loss_B = label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
+        loss_B = batch_label_loss(logit_B, batch, self.label_smoothing)
         return loss_B * (self.label_weight.get(role, 1.0) or 1.0)
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:

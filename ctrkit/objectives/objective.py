@@ -6,11 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ctrkit.data.batch import Batch
+from ctrkit.losses import label_loss
 from ctrkit.names import MEAN, tower_name
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mean import mean_network
 from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Tower
+
+
+def batch_label_loss(logit_B: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    """Label loss[B] of one network: `ctrkit.losses.label_loss`."""
+    return label_loss(logit_B, batch.label_B, smoothing, weight_B=batch.weight_B, labelled_share=batch.labelled_share)
 
 
 class Objective(nn.Module, ABC):

@@ -3,10 +3,9 @@
 from torch import Tensor
 
 from ctrkit.data.batch import Batch
-from ctrkit.losses import label_loss
 from ctrkit.names import SINGLE
 from ctrkit.nn.network import Network
-from ctrkit.objectives.objective import Objective
+from ctrkit.objectives.objective import Objective, batch_label_loss
 
 
 class Pointwise(Objective):
@@ -24,7 +23,7 @@ class Pointwise(Objective):
     def losses(self, batch: Batch, step: int = 0, turn: int = 0) -> dict[str, Tensor]:
         """The label loss."""
         logit_B = self.inference_model()(batch)
-        return {"label": label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)}
+        return {"label": batch_label_loss(logit_B, batch, self.label_smoothing)}
 
     def logits(self, batch: Batch) -> dict[str, Tensor]:
         """The network's logit."""

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ctrkit.config.models import CALIBRATION_ROWS
 from ctrkit.data.batch import Batch
-from ctrkit.losses import label_loss, mean_probability, soft_bce
+from ctrkit.losses import mean_probability, soft_bce
 from ctrkit.names import SLIMMABLE
 from ctrkit.nn.batch_norm_calibration import calibrate_widths
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP, Widths
 from ctrkit.objectives.hint import Hint
-from ctrkit.objectives.objective import Objective, scaled
+from ctrkit.objectives.objective import Objective, batch_label_loss, scaled
 
 Sampling = Literal["sandwich", "list", "random"]
 
@@ -174,7 +174,7 @@ class Slimmable(Objective):
         return [logit_B for _, logit_B in (*widest, *narrower)]
 
     def _label_loss(self, logit_B: Tensor, batch: Batch) -> Tensor:
-        return label_loss(logit_B, batch.label_B, self.label_smoothing, weight_B=batch.weight_B)
+        return batch_label_loss(logit_B, batch, self.label_smoothing)
 
     def _narrow_loss(self, logit_B: Tensor, widest_B: Tensor, batch: Batch) -> Tensor:
         loss_B = self.distillation * soft_bce(logit_B, widest_B)

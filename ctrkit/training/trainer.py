@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,16 @@ class Trainer:
 
     def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> int:
         """One step of all processes; the rows of the whole batch."""
-        here = torch.stack(
-            [batch.weight_B.sum(dtype=torch.float64).cpu(), torch.tensor(len(batch), dtype=torch.float64)]
-        )
-        weight, rows = self._batch_ranks.sum(here).tolist()
+        weight_B = batch.weight_B.double()
+        here = [
+            weight_B.sum(),
+            (weight_B * ~batch.label_B.isnan()).sum(),
+            torch.tensor(len(batch), dtype=torch.float64),
+        ]
+        weight, labelled, rows = self._batch_ranks.sum(torch.stack([value.cpu() for value in here])).tolist()
         rows = int(rows)
+        if self._batch_ranks.size > 1 and labelled != weight:
+            batch = replace(batch, labelled_share=labelled / weight if weight else None)
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
             for turn in range(self.objective.turns):
                 self._update(batch, weight, train, running, turn)

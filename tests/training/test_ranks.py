@@ -96,6 +96,15 @@ def test_two_processes_have_the_losses_of_one(
     assert together["best_step"] == result["best_step"]
 
 
+def test_two_processes_weigh_few_labels_as_one_does(recipe: Path, tmp_path: Path) -> None:
+    """At 2 % many a half of a batch has no label, and the halves never have equally many."""
+    settings = ("train.label_rate=0.02", "train.epochs=1", "models.rocket.hint={loss='kl',gradient_share=0.5}")
+    expected, _ = train(recipe, tmp_path / "one", 1, *settings)
+    assert expected[0]["light"] > 0.5
+    assert expected[-1]["hint"] > 0
+    assert_alike(train(recipe, tmp_path / "two", 2, *settings)[0], expected)
+
+
 SLIMMABLE = """
 [towers.wide]
 hidden = [32, 16]
