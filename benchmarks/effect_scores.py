@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ctrkit.config.recipe import network_name
 from ctrkit.evaluation.runs import Columns, Impressions, ModelRuns
-from ctrkit.metrics import bootstrap_intervals, paired_bootstrap, share_of_gap
+from ctrkit.metrics import bootstrap_intervals, holm, paired_bootstrap, share_of_gap
 from ctrkit.metrics.bootstrap import Difference, Interval
 
 
@@ -84,17 +84,18 @@ class Row:
 
 
 def picture(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The gains of what ships, as `draw_differences` takes them."""
-    gains = {name: of["shipped"]["gain"] for name, of in result["methods"].items() if name != result["baseline"]}
+    """The gains of what ships, as `draw_differences` takes them: told from chance by Holm's correction over them."""
+    shipped = {name: of["shipped"] for name, of in result["methods"].items() if name != result["baseline"]}
+    adjusted = holm([of["p_value"] for of in shipped.values()])
     variants = [
         {
             "name": method,
-            "difference": gain["value"],
-            "low": gain["low"],
-            "high": gain["high"],
-            "told": gain["low"] > 0 or gain["high"] < 0,
+            "difference": of["gain"]["value"],
+            "low": of["gain"]["low"],
+            "high": of["gain"]["high"],
+            "told": bool(p <= 0.05),
         }
-        for method, gain in gains.items()
+        for (method, of), p in zip(shipped.items(), adjusted, strict=True)
     ]
     return {
         "rows": result["rows"]["test"],

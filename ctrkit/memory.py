@@ -16,6 +16,8 @@ from ctrkit.schema import SequenceFeature
 from ctrkit.training.ranks import Ranks
 
 _GIB = 2**30
+_TOWERS, _TEACHERS = "the towers", "the frozen teachers"
+_WHOLE = (_TOWERS, _TEACHERS)  # every rank has all of them
 
 
 def check_memory(
@@ -25,6 +27,8 @@ def check_memory(
     rows: int,
     device: torch.device,
     ranks: Ranks | None = None,
+    *,
+    dealt: bool = True,
 ) -> None:
     """Refuse a model whose training cannot fit into what is free now, swap included.
 
@@ -34,17 +38,18 @@ def check_memory(
         num_rows: rows of each embedding table.
         rows: of the training part.
         device: where the model trains; the shuffle buffers lie in main memory.
-        ranks: that share tables and buffers; those on a machine share its memory.
+        ranks: that train together; those on a machine share its memory.
+        dealt: whether they share tables and buffers; else each holds all of them.
 
     Raises:
         UserError: names the largest part and the keys that make it smaller.
     """
     weights, buffers = weight_bytes(recipe, model, num_rows), {"the shuffle buffers": buffer_bytes(recipe, model, rows)}
     if ranks is not None and ranks.size > 1:
-        # tables as if they were dealt evenly; each GPU has memory of its own
-        here, towers = ranks.local_size if device.type == "cpu" else 1, weights.pop("the towers")
-        weights = {"the towers": towers * here, **{name: size * here // ranks.size for name, size in weights.items()}}
-        buffers = {name: size * ranks.local_size // ranks.size for name, size in buffers.items()}
+        here = ranks.local_size if device.type == "cpu" else 1  # each GPU has memory of its own
+        parts = ranks.size if dealt else 1  # tables as if they were dealt evenly
+        weights = {name: size * here // (1 if name in _WHOLE else parts) for name, size in weights.items()}
+        buffers = {name: size * ranks.local_size // parts for name, size in buffers.items()}
     if device.type == "cpu":
         _check(model, {**weights, **buffers}, device)
     else:
@@ -59,10 +64,10 @@ def weight_bytes(recipe: Recipe, model: str, num_rows: Mapping[str, int]) -> dic
         objective = build_objective(recipe, model, num_rows, frozen=frozen)
         optimizers, _, towers = build_optimizers(objective, recipe.train_config(model), total_steps=1)
     state = {id(weight): values for optimizer in optimizers for weight, values in optimizer.state.items()}
-    found = {"the towers": 4 * sum(weight.nbytes for weight in towers)}  # the gradient and Adam's two moments
+    found = {_TOWERS: 4 * sum(weight.nbytes for weight in towers)}  # the gradient and Adam's two moments
     if frozen:
         held = {id(tensor): tensor for network in frozen.values() for tensor in network.parameters()}
-        found["the frozen teachers"] = sum(tensor.nbytes for tensor in held.values())
+        found[_TEACHERS] = sum(tensor.nbytes for tensor in held.values())
     for embedding in objective.tables():
         for name, weight in embedding.table_weights().items():
             part = f"table '{name}' ({len(weight):,} rows of width {weight.shape[1]})"

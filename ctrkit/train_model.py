@@ -90,7 +90,8 @@ class ModelTraining:
         share = Share(0, config.shards, config.shards)
         if not self._peers_apart:
             share = ranks.on_each(lambda: Share.of_process(ranks.rank, ranks.size, config.shards))[ranks.rank]
-        ranks.on_each(lambda: check_memory(self.recipe, self.model, num_rows, self.log.rows("train"), device, ranks))
+        rows, dealt = self.log.rows("train"), not self._peers_apart
+        ranks.on_each(lambda: check_memory(self.recipe, self.model, num_rows, rows, device, ranks, dealt=dealt))
         loader = Loader(
             self.log.schema,
             self.log.files("train"),

@@ -10,6 +10,7 @@ from ctrkit import memory
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers
 from ctrkit.errors import UserError
+from ctrkit.training.ranks import Ranks
 from tests import networks
 from tests.test_build import recipe
 
@@ -87,6 +88,21 @@ def test_weights_lie_on_the_device_and_buffers_in_main_memory(monkeypatch: pytes
     free(monkeypatch, buffers - 1, weights)
     with pytest.raises(UserError, match=r"on cpu to train, .* for the shuffle buffers"):
         memory.check_memory(recipe(), "light", networks.NUM_ROWS, 100, gpu)
+
+
+def test_ranks_of_a_machine_share_what_is_dealt_and_hold_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = recipe()
+    parts = memory.weight_bytes(small, "taught", networks.NUM_ROWS)
+    buffers = memory.buffer_bytes(small, "taught", 100)
+    whole = parts["the towers"] + parts["the frozen teachers"]
+    tables = sum(parts.values()) - whole
+    ranks = Ranks(0, 4, 0, 2)  # on two machines
+    for dealt, expected in ((True, 2 * whole + tables // 2 + buffers // 2), (False, 2 * (whole + tables + buffers))):
+        free(monkeypatch, expected + 8)  # each part is rounded by itself
+        memory.check_memory(small, "taught", networks.NUM_ROWS, 100, CPU, ranks, dealt=dealt)
+        free(monkeypatch, expected - 8)
+        with pytest.raises(UserError, match="on cpu to train"):
+            memory.check_memory(small, "taught", networks.NUM_ROWS, 100, CPU, ranks, dealt=dealt)
 
 
 def test_the_message_names_the_largest_table(monkeypatch: pytest.MonkeyPatch) -> None:

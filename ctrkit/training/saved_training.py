@@ -19,6 +19,7 @@ from ctrkit.training.stored_tensors import StoredTensors
 
 CHECKPOINTS = "checkpoints"
 """Folder of a training's checkpoints in its directory."""
+_METRICS = "metrics.jsonl"
 
 
 class SavedTraining:
@@ -70,12 +71,12 @@ class SavedTraining:
         random = state.random_state(self.ranks.rank, self.device)
         try:
             self.checkpoints.save(self.progress.step, {**self._tensors(), **random}, self._values(), best=best)
+            self._write_history()
         except OSError as error:
             raise UserError(
                 f"{self.checkpoints.directory}: the checkpoint of step {self.progress.step} cannot be written "
                 f"({error.strerror}); what was there before is kept"
             ) from error
-        self._write_history()
 
     def resume(self) -> bool:
         """Load the last whole checkpoint, if it is of this training; else remove what lies there.
@@ -86,8 +87,7 @@ class SavedTraining:
         Raises:
             UserError: the best weights are missing or damaged.
         """
-        if self.ranks.rank == 0:
-            remove_leftovers(self.directory)
+        self.ranks.on_first(lambda: remove_leftovers(self.directory))
         self.checkpoints.remove_leftovers()
         checkpoints = self.checkpoints.all()
         for index, found in enumerate(checkpoints):
@@ -105,8 +105,7 @@ class SavedTraining:
         if checkpoints and checkpoints[0].values.get("fingerprint") != self.fingerprint:
             self.say("  checkpoints of other settings or another log lie there: they are removed")
         self.checkpoints.clear()
-        if self.ranks.rank == 0:
-            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+        self.ranks.on_first(lambda: (self.directory / _METRICS).unlink(missing_ok=True))
         return False
 
     def load_best(self) -> None:
@@ -140,10 +139,11 @@ class SavedTraining:
         return {**state.weights(self.objective), **state.optimizer_state(self.objective, self.optimizers)}
 
     def _write_history(self) -> None:
-        if self.ranks.rank == 0:
-            lines = "".join(json.dumps(line) + "\n" for line in self.history)
-            with atomic_file(self.directory / "metrics.jsonl") as file:
-                file.write(lines.encode())
+        def write() -> None:
+            with atomic_file(self.directory / _METRICS) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in self.history).encode())
+
+        self.ranks.on_first(write)
 
     def _restore(self, found: Found) -> None:
         random = state.random_state(self.ranks.rank, self.device)

@@ -22,7 +22,9 @@ def start_from_slice(objective: Objective, source: Slimmable, calibration: Itera
     network, embedding = objective.inference_model(), source.inference_model().embedding
     known = [embedding.vectors(batch).x_BX for batch in calibration] if source.tower.has_batch_norm else None
     sliced = calibrated_slice(source.tower, network.tower.hidden_widths, known)
-    network.tower.load_state_dict(sliced.state_dict())
+    # by order: dropout, of which each may have its own, has no weights but counts in the names
+    names, values = network.tower.state_dict().keys(), sliced.state_dict().values()
+    network.tower.load_state_dict(dict(zip(names, values, strict=True)))
     tables = embedding.table_weights()
     for part in network.embedding.parts():
         rows = tables[part.table][part.first_row : part.first_row + part.rows]

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import effect, why
 from benchmarks.effect_methods import Experiment
-from benchmarks.effect_scores import Row
+from benchmarks.effect_scores import Row, picture
 from ctrkit.errors import UserError
 from tests import networks, small_recipe
 
@@ -179,6 +179,16 @@ def test_a_method_costs_what_its_costliest_seed_ships() -> None:
     scores: Any = SimpleNamespace(interval=lambda _: interval, against_baseline=lambda _: interval)
     trained = [{"networks": {"m_small": {"multiplications": 10}, "m_large": {"multiplications": 90}}}] * 2
     assert Row(scores, trained, "m", ["small", "large"]).as_dict()["multiplications"] == 90
+
+
+def test_a_gain_is_told_from_chance_if_it_is_among_all_that_are_shown() -> None:
+    gain = {"value": 0.01, "low": 0.001, "high": 0.019}
+    methods = {"light": 1.0, "a": 0.012, "b": 0.03, "c": 0.04}  # adjusted .036, .06, .06; each interval leaves out 0
+    rows = {name: {"shipped": {"gain": gain, "p_value": p}} for name, p in methods.items()}
+    shown = picture({"rows": {"test": 5}, "users": 2, "baseline": "light", "methods": rows})
+    assert [(each["name"], each["told"]) for each in shown["metrics"][0]["variants"]] == [
+        ("a", True), ("b", False), ("c", False)
+    ]  # fmt: skip
 
 
 def test_linear_cka() -> None:

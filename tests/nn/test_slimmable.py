@@ -223,7 +223,10 @@ def test_a_batch_of_one_row_does_not_end_the_run(norm: Norm) -> None:
     logit = made(rows(1), widths=0.5)
     torch.autograd.backward(logit.sum())
     assert logit.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+    reached = [p.grad for p in made.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in reached)
+    # several processes wait for each other's gradients: a scale that says nothing has one too
+    assert len(reached) == len(list(made.parameters())) or norm == "switchable_batch_norm"
 
 
 def test_a_view_is_its_slice_and_has_no_weights() -> None:

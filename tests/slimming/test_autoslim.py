@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,8 @@ def test_a_network_starts_from_a_slice(norm: Norm) -> None:
     tables, batches = networks.embedding(), [networks.batch(64, seed=seed) for seed in range(3)]
     tower = SlimmableMLP(tables.out_features, (16, 8), norm=norm, widths=[1.0])
     source = Slimmable(tables, tower, {"w0.5": (8, 4), "w1.0": (16, 8)})
-    fresh = networks.network(hidden=(11, 3), seed=5, batch_norm=tower.has_batch_norm, layer_norm=norm == "layer_norm")
+    norms: dict[str, Any] = {"batch_norm": tower.has_batch_norm, "layer_norm": norm == "layer_norm"}
+    fresh = networks.network(hidden=(11, 3), seed=5, dropout=0.2, **norms)  # the slimmable one has no dropout
     start_from_slice(Pointwise(fresh), source, batches)
     expected = tower.slice((11, 3), statistics=False).eval()
     if tower.has_batch_norm:
