@@ -7,8 +7,9 @@ has as many trials as the others; a trial is one setting trained with each of th
 mean on the validation part is taken. Then the chosen settings are trained with all seeds, and the test part is read
 once. Gains are differences in GAUC of the networks that ship to the light tower alone, with intervals over users and
 seeds (`ctrkit.metrics.bootstrap`). Each seed is a run of its own in RUNS/NAME-effect/seedK; what is done is not done
-again. --workers trains several seeds at once. --quick: two seeds of one epoch, of a small log where the recipe's is
-synthetic.
+again, whatever has changed in the code since: `code` in the JSON has a digest of the source that trained the models,
+several if it changed. Readings of the test part are counted in RUNS. --workers trains several seeds at once. --quick:
+two seeds of one epoch, of a small log where the recipe's is synthetic.
 """
 
 import argparse
@@ -194,6 +195,9 @@ class Bench:
                 rows.append(["  mean of all", *mean.cells(), "", ""])
         print("test part; intervals of 95 % over users and seeds")
         table(["network", "mult.", "GAUC", f"difference to {experiment.baseline}", "validation", "s to train"], rows)
+        codes = sorted({each["results"][experiment.model(m)].get("code") or "?" for each in trained for m in methods})
+        if len(codes) > 1:
+            print(f"the models were trained by different versions of the code: {', '.join(codes)}")
         users = scores.against_baseline([[experiment.model(experiment.baseline)]] * len(self.seeds)).users
         return {
             "users": users,
@@ -201,6 +205,7 @@ class Bench:
             **self._headline(methods, scores),
             "chosen": dict(self.experiment.chosen),
             "tuning": self.tuning,
+            "code": codes,
             **self._settings(),
         }
 

@@ -31,6 +31,7 @@ from ctrkit.objectives.objective import Objective
 from ctrkit.objectives.slimmable import Slimmable
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.code_digest import code_digest
 from ctrkit.training.device import find_device
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.predict import predict
@@ -130,6 +131,7 @@ class ModelTraining:
             "processes": ranks.size,
             "unreadable_rows": self._unreadable(loader, passed - progress.rows),
             "weights": trainer.saved.digest(),
+            "code": code_digest(),
             "inputs": tower_inputs(trainer.objective, self.log.schema),
         }
         self.say(

@@ -15,6 +15,7 @@ from benchmarks import effect, why
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, picture
 from ctrkit.errors import UserError
+from ctrkit.training.code_digest import code_digest
 from tests import networks, small_recipe
 
 METHODS = """
@@ -162,6 +163,7 @@ def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
     assert mean["mean_of_all"]["gauc"]["value"] == pytest.approx(gauc["mean"], abs=1e-4)
     assert found["gain"] == gains[found["best"]]
     assert found["gain_default"] == gains["taught"]
+    assert found["code"] == [code_digest()]
     assert "path" not in found["recipe_settings"]["data"]
     why.main(
         [str(tmp_path / "effect.json"), *arguments[:3], "--runs", str(tmp_path), "--out", str(tmp_path / "why.json")]
