@@ -286,7 +286,6 @@ def test_what_the_log_does_not_reach_is_refused(model: dict[str, Any], message: 
         mix(label_weight={"a": 0.0, "b": 0.0}, lessons=[*BOTH, {"student": "b", "teachers": [networks.TEACHER]}]),
         mix(label_weight={"a": 0.0, "b": 0.0}, lessons=[BOTH[0], {"student": "b", "teachers": ["booster"]}]),
         mix(gradient_to_shared={"a": 0.0}),
-        mix(gradient_to_shared={"a": 0.0, "b": 0.0}, own_tables=["b"]),
     ],
 )
 def test_what_the_log_reaches_by_others_is_built(model: dict[str, Any]) -> None:

@@ -83,6 +83,15 @@ class TaughtConfig(_Model):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of every label that becomes one half."""
 
+    @model_validator(mode="after")
+    def _heard_on_candidates(self) -> Self:
+        heard = [hint for key, hint in self.hints.items() if key != "teacher_hint" or self.taught_by]
+        if self.unexposed and heard and all(hint.labelled_only for hint in heard):
+            raise ValueError(
+                "candidates that nobody saw have no label, so labelled_only leaves unexposed nothing to say"
+            )
+        return self
+
 
 def _booster_roles(towers: Sequence[str]) -> tuple[str, ...]:
     """booster, or booster0, booster1, ..."""
@@ -294,6 +303,11 @@ class CoTrainingConfig(TaughtConfig):
             for role in roles:
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
+        for role in self.gradient_to_shared:
+            if role in self.own_tables:
+                raise ValueError(f"gradient_to_shared of '{role}', which shares nothing: it is in own_tables")
+        if self.updates == "in_turn" and not all(lesson.blocked for lesson in self.lessons):
+            raise ValueError('updates = "in_turn" moves the student alone in its turn; leave out blocked = false')
         if MEAN in self.networks:
             raise ValueError(f"networks: '{MEAN}' is what the mean of several is called; rename that network")
         return self

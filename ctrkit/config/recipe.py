@@ -5,7 +5,8 @@
     [features]    kind, side and encoding of each feature     [train]        the loop; a model may override any key
     [embedding]   width of the tables                         [export] [bench]  which model goes online, at what size
 
-Modules never see these objects: `ctrkit.builders` passes their values on as plain arguments.
+Networks, objectives and data never see these objects: `ctrkit.builders` passes their values on as plain arguments. The
+training loop takes [train] as it is.
 """
 
 import tomllib

@@ -93,7 +93,7 @@ class Lesson:
     teachers: tuple[str, ...]
     """Roles, frozen networks, or columns of the log."""
     hint: Hint = Hint()
-    average: Literal["each", "mean"] = "each"
+    average: Literal["each", "mean"] = "mean"
     """Of several teachers: the mean of the hints to each, or the hint to the mean of their probabilities."""
     blocked: bool = True
     """The gradient block: the hint does not move the teachers."""

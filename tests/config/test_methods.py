@@ -69,6 +69,11 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (["models.rocket.hint.gradient_share=0.0"], "models.rocket.hint.gradient_share: .* greater than 0"),
         (["models.rocket.hint={lambda=0.5}"], "models.rocket.hint.lambda: unknown key"),
         (["models.rocket.hint.warmup=4"], "models.rocket.hint.warmup: unknown key; did you mean 'warmup_steps'"),
+        # --- what would do nothing
+        (
+            ['models.rocket.hint={loss="kl",labelled_only=true}', "models.rocket.unexposed=1.0"],
+            "models.rocket: candidates that nobody saw have no label, so labelled_only leaves unexposed nothing to say",
+        ),
         # --- routes: a word that means no is no switch, and a string of false is not true (R0's flags)
         (['models.rocket.route="blocked"'], "models.rocket.route: Input should be 'none', 'paper' or 'shared'"),
         (["models.rocket.route=1.5"], "models.rocket.route: .*less than or equal to 1"),
@@ -112,6 +117,19 @@ def load(folder: Path, *overrides: str) -> Recipe:
                 "label_weight": 'label_weight={c=0.5},lessons=[{student="a",teachers=["b"]}]',
                 "lessons.student": 'lessons=[{student="c",teachers=["b"]}]',
             }.items()
+        ),
+        *(
+            (
+                [
+                    'models.mix={objective="co_training",networks={a="light",b="booster"},'
+                    f'lessons=[{{student="a",teachers=["b"]{blocked}}}],{keys}}}'
+                ],
+                f"models.mix: {message}",
+            )
+            for blocked, keys, message in (
+                ("", 'own_tables=["b"],gradient_to_shared={b=0.5}', "gradient_to_shared of 'b', which shares nothing"),
+                (",blocked=false", 'updates="in_turn"', 'updates = "in_turn" moves the student alone in its turn'),
+            )
         ),
         # --- privileged features
         (
