@@ -174,16 +174,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch, train: Loader, running: RunningLosses) -> int:
         """One step of all processes; the rows of the whole batch."""
-        weight_B = batch.weight_B.double()
-        here = [
-            weight_B.sum(),
-            (weight_B * ~batch.label_B.isnan()).sum(),
-            torch.tensor(len(batch), dtype=torch.float64),
-        ]
-        weight, labelled, rows = self._batch_ranks.sum(torch.stack([value.cpu() for value in here])).tolist()
-        rows = int(rows)
-        if self._batch_ranks.size > 1 and labelled != weight:
-            batch = replace(batch, labelled_share=labelled / weight if weight else None)
+        batch, weight, rows = self._over_ranks(batch)
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
             for turn in range(self.objective.turns):
                 self._update(batch, weight, train, running, turn)
@@ -196,6 +187,17 @@ class Trainer:
         self.progress.seconds += now - self._mark
         self._mark = now
         return rows
+
+    def _over_ranks(self, batch: Batch) -> tuple[Batch, float, int]:
+        """The batch, which now knows the labelled share of the whole, and weight and rows of the whole."""
+        weight_B, ranks = batch.weight_B.double(), self._batch_ranks
+        if ranks.size == 1:
+            return batch, weight_B.sum().item(), len(batch)
+        here = [weight_B.sum(), (weight_B * ~batch.label_B.isnan()).sum(), weight_B.new_tensor(len(batch))]
+        weight, labelled, rows = ranks.sum(torch.stack(here).cpu()).tolist()
+        if weight and labelled != weight:
+            batch = replace(batch, labelled_share=labelled / weight)
+        return batch, weight, int(rows)
 
     def _update(self, batch: Batch, weight: float, train: Loader, running: RunningLosses, turn: int) -> None:
         """Move the weights by one turn on a batch, whose impressions weigh so much over all processes."""
