@@ -19,6 +19,7 @@ from ctrkit.run import Run
 from ctrkit.slimming.budget import Budget
 from ctrkit.slimming.slim import Slim
 from ctrkit.slimming.timing import measured_again
+from ctrkit.training.saved_training import SavedTraining
 from ctrkit.training.trainer import Trainer
 
 _TURNS, _STEPS = 7, 10
@@ -72,13 +73,5 @@ def _trainer(run: Run, model: str, place: Path) -> Trainer:
     objective = build_objective(run.recipe, model, run.log.encoding.num_rows())
     rates = tower_rates(run.recipe, model, objective)
     optimizers, schedulers, towers = build_optimizers(objective, config, 1000, rates)
-    return Trainer(
-        objective,
-        optimizers,
-        schedulers,
-        config,
-        directory=place,
-        fingerprint="",
-        clipped=towers,
-        quiet=True,
-    )
+    saved = SavedTraining(objective, optimizers, schedulers, directory=place, fingerprint="")
+    return Trainer(saved, config, clipped=towers, quiet=True)

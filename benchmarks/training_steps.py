@@ -30,6 +30,7 @@ from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader
 from ctrkit.schema import Schema
 from ctrkit.training.ranks import Ranks
+from ctrkit.training.saved_training import SavedTraining
 from ctrkit.training.sharding import shard
 from ctrkit.training.trainer import Trainer
 
@@ -141,18 +142,10 @@ def own_steps(
     def trainer(recipe: Recipe) -> Train:
         def train(batches: Iterable[Impressions]) -> None:
             with ranks_directory(ranks) as directory, contextlib.suppress(UsedUpError):
-                loop = Trainer(
-                    objective,
-                    optimizers,
-                    schedulers,
-                    recipe.train_config(model),
-                    directory=Path(directory),
-                    fingerprint="",
-                    clipped=towers,
-                    ranks=ranks,
-                    model=called,
-                    quiet=True,
+                saved = SavedTraining(
+                    objective, optimizers, schedulers, directory=Path(directory), fingerprint="", ranks=ranks
                 )
+                loop = Trainer(saved, recipe.train_config(model), clipped=towers, model=called, quiet=True)
                 loop.fit(load(recipe, batches), lambda _: {})
 
         return train

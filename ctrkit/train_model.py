@@ -36,7 +36,7 @@ from ctrkit.training.device import find_device
 from ctrkit.training.peer_ranks import PeerRanks
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
-from ctrkit.training.saved_training import CHECKPOINTS
+from ctrkit.training.saved_training import CHECKPOINTS, SavedTraining
 from ctrkit.training.slice_start import start_from_slice
 from ctrkit.training.tensorboard import tensorboard_writer
 from ctrkit.training.trainer import Evaluate, Trainer, check_monitor
@@ -194,22 +194,26 @@ class ModelTraining:
             assert isinstance(objective, CoTraining)
             peers = PeerRanks(objective, optimizers, ranks)
             torch.manual_seed(config.seed + ranks.rank)  # each drops other units
-        return Trainer(
+        saved = SavedTraining(
             objective,
             optimizers,
             schedulers,
-            config,
             directory=self.directory,
             fingerprint=fingerprint,
-            clipped=towers,
+            keep=config.keep_checkpoints,
             device=device,
-            begin=lambda: self._begin(objective),
             ranks=ranks,
+            say=self.say,
+        )
+        return Trainer(
+            saved,
+            config,
+            clipped=towers,
+            begin=lambda: self._begin(objective),
             peers=peers,
             model=called,
             quiet=self.quiet,
             log_scalars=tensorboard_writer(self.directory) if config.tensorboard and ranks.rank == 0 else None,
-            say=self.say,
         )
 
     def _sample(self, rows: int, device: torch.device | None = None) -> Iterator[Batch]:

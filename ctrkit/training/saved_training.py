@@ -47,15 +47,15 @@ class SavedTraining:
         *,
         directory: Path,
         fingerprint: str,
-        keep: int,
-        device: torch.device,
-        ranks: Ranks,
-        say: Callable[[str], None],
+        keep: int = 1,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.objective, self.optimizers, self.schedulers = objective, optimizers, schedulers
         self.directory, self.fingerprint = directory, fingerprint
-        self.device, self.ranks, self.say = device, ranks, say
-        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=keep, ranks=ranks, say=say)
+        self.device, self.ranks, self.say = device or torch.device("cpu"), ranks or Ranks(), say
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, keep=keep, ranks=self.ranks, say=say)
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
 
@@ -87,6 +87,7 @@ class SavedTraining:
         Raises:
             UserError: the best weights are missing or damaged.
         """
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.ranks.on_first(lambda: remove_leftovers(self.directory))
         self.checkpoints.remove_leftovers()
         checkpoints = self.checkpoints.all()

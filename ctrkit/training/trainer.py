@@ -4,12 +4,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from ctrkit.config.train import TrainConfig
@@ -32,74 +30,47 @@ Evaluate = Callable[[Objective], Mapping[str, Report]]
 class Trainer:
     """Trains an objective until the epochs are over or the monitored metric has stopped to improve.
 
-    The directory is this run's alone. After each evaluation the run is saved under `checkpoints`
+    The directory is the training's alone. After each evaluation it is saved under `checkpoints`
     (`ctrkit.training.checkpoints`): `fit` goes on from the last one after it was killed, also with another number of
     processes, and leaves the weights of the best one in the objective. `metrics.jsonl` has a line an evaluation.
 
     Args:
-        objective: what is trained; with several ranks, after `ctrkit.training.sharding.shard`.
-        optimizers: step together; schedulers likewise.
-        schedulers: stepped once a batch.
-        config: how long to train, when to evaluate, what to monitor and to keep, in which precision. The log's side
-            (batches, order) is the loader's, the optimizers' is theirs.
-        directory: of the run.
-        fingerprint: of all that the run depends on; a checkpoint of another fingerprint is not resumed.
+        saved: the objective, its optimizers, which step together, its schedulers, stepped once a batch, and where they
+            are kept. With several ranks the objective is one after `ctrkit.training.sharding.shard`, and all ranks
+            call `fit`, each with its share of every batch.
+        config: how long to train, when to evaluate, what to monitor, in which precision. The log's side (batches,
+            order) is the loader's, the optimizers' is theirs.
         clipped: parameters whose gradient is clipped to `config.clip_norm`: the towers'.
-        device: where the objective is.
         begin: called before the first step of a training that does not go on from a checkpoint.
-        ranks: that train together, each with its share of every batch; all of them call `fit`.
         peers: where each rank trains one network on the same batches, in the place of a share of every batch.
         model: what is called for the losses of a batch; the objective if not given.
         quiet: no progress bar even on a terminal.
         log_scalars: called with (tag, value, step) beside the metrics file, for TensorBoard.
-        say: told what is wrong but stops nothing, a line at a time.
     """
 
     def __init__(
         self,
-        objective: Objective,
-        optimizers: list[torch.optim.Optimizer],
-        schedulers: list[LRScheduler],
+        saved: SavedTraining,
         config: TrainConfig,
         *,
-        directory: Path,
-        fingerprint: str,
-        clipped: list[nn.Parameter] | None = None,
-        device: torch.device | None = None,
+        clipped: Sequence[nn.Parameter] = (),
         begin: Callable[[], None] = lambda: None,
-        ranks: Ranks | None = None,
         peers: PeerRanks | None = None,
         model: nn.Module | None = None,
         quiet: bool = False,
         log_scalars: Callable[[str, float, int], None] | None = None,
-        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.objective = objective
-        self.optimizers = optimizers
-        self.schedulers = schedulers
+        self.saved = saved
         self.config = config
-        self.directory = directory
-        self.clipped = clipped or []
-        self.device = device or torch.device("cpu")
+        self.objective, self.optimizers = saved.objective, saved.optimizers
+        self.ranks, self.device = saved.ranks, saved.device
+        self.clipped = clipped
         self.begin = begin
-        self.ranks = ranks or Ranks()
         self.peers = peers
         self._batch_ranks = Ranks() if peers else self.ranks  # that share a batch
-        self.model = model or objective
-        self.say = say
+        self.model = model or saved.objective
         self.quiet = quiet or self.ranks.rank != 0
         self.log_scalars = log_scalars
-        self.saved = SavedTraining(
-            objective,
-            optimizers,
-            schedulers,
-            directory=directory,
-            fingerprint=fingerprint,
-            keep=config.keep_checkpoints,
-            device=self.device,
-            ranks=self.ranks,
-            say=say,
-        )
         self._mark = 0.0  # when the clock of `Progress.seconds` was last read
 
     @property
@@ -119,11 +90,10 @@ class Trainer:
             UserError: the loss or a gradient is not finite; names step and cause (the row group where a value is not
                 finite, else the learning rates), and the last checkpoint is kept. Or the best weights are damaged.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
         if not self.saved.resume():
             self.begin()
         elif not self._finished():
-            self.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
+            self.saved.say(f"  goes on from step {self.progress.step:,} (epoch {self.progress.epoch + 1})")
         running = RunningLosses()
         while not self._finished():
             done = self.progress.epoch * train.num_rows + min(self.progress.batches * train.batch_size, train.num_rows)
@@ -167,7 +137,7 @@ class Trainer:
             initial=done,
             unit="row",
             unit_scale=True,
-            desc=self.directory.name,
+            desc=self.saved.directory.name,
             disable=True if self.quiet else None,  # None: only where stderr is no terminal
             dynamic_ncols=True,
         )
@@ -178,7 +148,7 @@ class Trainer:
         if rows and weight != 0:  # none if none of them could be read: nothing is to be learnt
             for turn in range(self.objective.turns):
                 self._update(batch, weight, train, running, turn)
-            for scheduler in self.schedulers:
+            for scheduler in self.saved.schedulers:
                 scheduler.step()
         self.progress.step += 1
         self.progress.batches += 1

@@ -14,10 +14,10 @@ from ctrkit.config.models import PointwiseConfig, SlimmableConfig
 from ctrkit.config.recipe import load_recipe
 from ctrkit.errors import UserError
 from ctrkit.nn.slimmable import SlimmableMLP
-from ctrkit.objectives.objective import Objective
 from ctrkit.run import Run
 from ctrkit.slimming.measured_cost import MeasuredCost
 from ctrkit.slimming.slim import Slim
+from ctrkit.training.saved_training import SavedTraining
 from ctrkit.training.trainer import Trainer
 from tests import networks, small_recipe
 
@@ -117,9 +117,9 @@ def test_steps_are_timed_as_the_trainer_takes_them(
     trainers: list[Trainer] = []
     before: list[dict[str, torch.Tensor]] = []
 
-    def kept(objective: Objective, *given: Any, **settings: Any) -> Trainer:
-        before.append({name: tensor.clone() for name, tensor in objective.state_dict().items()})
-        trainers.append(Trainer(objective, *given, **settings))
+    def kept(saved: SavedTraining, *given: Any, **settings: Any) -> Trainer:
+        before.append({name: tensor.clone() for name, tensor in saved.objective.state_dict().items()})
+        trainers.append(Trainer(saved, *given, **settings))
         return trainers[-1]
 
     monkeypatch.setattr(slimmable_costs, "Trainer", kept)

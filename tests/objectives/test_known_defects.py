@@ -49,6 +49,7 @@ from ctrkit.config.train import TrainConfig
 from ctrkit.nn.network import Network
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.training.progress import RunningLosses
+from ctrkit.training.saved_training import SavedTraining
 from ctrkit.training.trainer import Trainer
 from tests import networks
 from tests.objectives.cases import tower
@@ -81,9 +82,8 @@ def test_the_defaults_of_every_method_take_a_step(objective: str, kind: str, tmp
     config = TrainConfig(epochs=1)
     optimizers, schedulers, towers = build_optimizers(built, config, 1)
     before = [p.detach().clone() for p in built.parameters() if p.requires_grad]
-    run = Trainer(
-        built, optimizers, schedulers, config, directory=tmp_path, fingerprint="f", clipped=towers, quiet=True
-    )
+    saved = SavedTraining(built, optimizers, schedulers, directory=tmp_path, fingerprint="f")
+    run = Trainer(saved, config, clipped=towers, quiet=True)
     loader = small_run.loader(small_run.write_log(tmp_path / "log.parquet"))
     batch = networks.batch(features=networks.PRIVILEGED)
     running = RunningLosses()

@@ -21,7 +21,7 @@ from ctrkit.objectives.pointwise import Pointwise
 from ctrkit.schema import Schema
 from ctrkit.training import state
 from ctrkit.training.checkpoints import Checkpoints
-from ctrkit.training.saved_training import CHECKPOINTS
+from ctrkit.training.saved_training import CHECKPOINTS, SavedTraining
 from ctrkit.training.trainer import Evaluate, Trainer
 from tests import networks
 
@@ -134,17 +134,11 @@ def trainer(
     config = TrainConfig(**{"lr": 0.01, "table_lr": 0.01, "epochs": 3, "patience": 100, **settings})
     optimizers, schedulers, towers = build_optimizers(objective, config, train.num_batches * config.epochs)
     torch.manual_seed(config.seed)
-    return Trainer(
-        objective,
-        optimizers,
-        schedulers,
-        config,
-        directory=directory,
-        fingerprint=fingerprint,
-        clipped=towers,
-        quiet=True,
-        say=say,
+    keep = config.keep_checkpoints
+    saved = SavedTraining(
+        objective, optimizers, schedulers, directory=directory, fingerprint=fingerprint, keep=keep, say=say
     )
+    return Trainer(saved, config, clipped=towers, quiet=True)
 
 
 def best_weights(directory: Path, into: Objective) -> dict[str, torch.Tensor]:

@@ -586,7 +586,7 @@ def test_the_gradient_of_the_towers_is_clipped(log: Path, tmp_path: Path) -> Non
 def test_schedules_advance_once_a_batch(log: Path, tmp_path: Path) -> None:
     run, _ = fit(log, tmp_path / "run", [0.5, 0.6], epochs=2, schedule="linear", warmup_steps=4)
     assert [group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups] == [0.0, 0.0]
-    assert [scheduler.last_epoch for scheduler in run.schedulers] == [12, 12]
+    assert [scheduler.last_epoch for scheduler in run.saved.schedulers] == [12, 12]
 
 
 def test_the_objective_trains_in_training_mode_after_an_evaluation(log: Path, tmp_path: Path) -> None:
