@@ -46,6 +46,10 @@ class Experiment:
         """
         try:
             content = tomllib.loads(methods.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{methods}: no such file; copy one of benchmarks/effect, change its methods, and name it by --methods"
+            ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{methods}: cannot be read: {error}") from error
         missing = [key for key in ("methods", "baseline", "default") if key not in content]

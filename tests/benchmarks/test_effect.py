@@ -81,12 +81,14 @@ def test_a_layer_hint_of_a_rocket_is_its_own_boosters(tmp_path: Path) -> None:
     assert found.settings("hinted", 0)["layer_hints"][0]["teacher"] == "booster.1"
 
 
-def test_every_method_has_as_many_trials(tmp_path: Path) -> None:
+def test_a_methods_file_that_is_wrong_is_refused(tmp_path: Path) -> None:
     fewer = METHODS.replace('trials = [{ "train.lr" = 0.01 }, {}]', "trials = [{}]")
     with pytest.raises(
         UserError, match=r"every method gets as many trials as the others, but they have .*'booster': 1"
     ):
         experiment(tmp_path, fewer)
+    with pytest.raises(UserError, match=r"none\.toml: no such file; copy one of benchmarks/effect"):
+        Experiment.load(small_recipe.write(tmp_path), tmp_path / "none.toml", [], None)
     with pytest.raises(UserError, match="has no method 'ligth'"):
         experiment(tmp_path, only=["ligth"])
     wrong = experiment(tmp_path, METHODS.replace("hint.weight", "hint.wieght"))
