@@ -4,6 +4,8 @@ SINGLE = ""
 """Role of the network of a model that has one."""
 LIGHT = "light"
 """Role of the network that boosters teach."""
+LABEL = "label"
+"""Loss of a network that is the only one of its model."""
 BOOSTER = "booster"
 """Role of the one booster; of several it begins so."""
 MEAN = "mean"
@@ -22,6 +24,6 @@ def part_name(role: str, part: str) -> str:
     return f"{role}-{part}"
 
 
-def tower_of(name: str) -> str:
+def tower_of_part(name: str) -> str:
     """Name of the tower that a tower, or such a part of one, belongs to."""
     return tower_name(name.partition("-")[0])

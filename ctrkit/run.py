@@ -219,9 +219,11 @@ class Run:
         return sha256(content)
 
     def _start(self, model: str) -> list[str] | None:
-        """What identifies the weights of another run that a model starts from; None if it starts from its seed."""
+        """What identifies the weights of another run that a model starts from; None if it starts from none."""
         run, place = self.recipe.train_config(model).warm_start, self.directory / "models" / model
-        return None if run is None else self.ranks.on_first(lambda: start_identity(run, model, place))
+        if run is None or self._slice_of(model) is not None:  # a slice starts from a model of this run
+            return None
+        return self.ranks.on_first(lambda: start_identity(run, model, place))
 
     def _slice_of(self, model: str) -> str | None:
         """The slimmable model that a model starts from."""
@@ -240,10 +242,8 @@ class Run:
 
     def _teachers(self, model: str) -> dict[str, Network]:
         """The trained networks that teach a model."""
-        found: dict[str, Objective] = {}
         teachers = self.recipe.frozen_teachers(model)
-        for of, _ in teachers.values():
-            found.setdefault(of, self.trained(of))
+        found = {of: self.trained(of) for of in dict.fromkeys(of for of, _ in teachers.values())}
         return {  # by its own name a model teaches through the network that ships, of peers the best
             name: found[of].inference_model() if name == of else found[of].networks()[role]
             for name, (of, role) in teachers.items()

@@ -120,7 +120,7 @@ def test_a_slimmable_model() -> None:
     assert isinstance(layer_norm, Slimmable)
     assert (layer_norm.tower.norm, layer_norm.calibration_rows) == ("layer_norm", 0)
     assert (objective.gradient_to_tables, objective.inference_role()) == (0.0, "w1.0")
-    settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "multiple": 1, "calibration_rows": 7}
+    settings = {"tower": "light", "serve": 0.5, "widths": [0.5, 0.125], "multiple": 1}
     settings["label_weight"] = 0.5
     plain = build_objective(recipe(models={"slim": {"objective": "slimmable", **settings}}), "slim", NUM_ROWS)
     assert isinstance(plain, Slimmable)
@@ -165,11 +165,13 @@ def test_slimmable_models_that_do_not_fit(model: dict[str, Any], message: str) -
         ([8], {}, "no wider than 'wide'"),
         ([17, 4], {}, "no wider than 'wide'"),
         ([8, 4], {"activation": "tanh"}, "have its activation"),
-        ([8, 4], {"layer_norm": True}, "have its activation, batch_norm and layer_norm"),
+        ([8, 4], {"layer_norm": True}, "and have its activation, batch_norm and layer_norm"),
+        ([8, 4], {"privileged": True}, "must be of kind mlp, not privileged"),
     ],
 )
 def test_slices(hidden: list[int], more: dict[str, Any], message: str | None) -> None:
     towers = {"wide": {"hidden": [16, 8]}, "found": {"hidden": hidden, **more}}
+    features = dict(networks.PRIVILEGED)
     slim = {"slim": {"objective": "slimmable", "tower": "wide"}}
     found = {"found": {"objective": "pointwise", "tower": "found", "slice_of": "slim"}}
     if message is None:
@@ -178,7 +180,7 @@ def test_slices(hidden: list[int], more: dict[str, Any], message: str | None) ->
             recipe(towers=towers, models={**found, **slim})
         return
     with pytest.raises(ValidationError, match=message):
-        recipe(towers=towers, models={**slim, **found})
+        recipe(towers=towers, features=features, models={**slim, **found})
 
 
 def test_every_kind_of_model_is_among_those_of_the_tests() -> None:

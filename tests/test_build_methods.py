@@ -336,7 +336,7 @@ def test_a_student_of_a_frozen_network() -> None:
     objective = built(distilled(label_weight=0.5, hint={"loss": "logit_mse", "weight": 2.0}))
     (frozen,) = objective.frozen.networks().values()
     logits, found = objective.logits(BATCH), objective.losses(BATCH)
-    torch.testing.assert_close(found[""], 0.5 * binary_cross_entropy(logits[""], BATCH.label_B))
+    torch.testing.assert_close(found["label"], 0.5 * binary_cross_entropy(logits[""], BATCH.label_B))
     torch.testing.assert_close(found["hint"], 2.0 * logit_mse(logits[""], frozen(BATCH)))
 
 

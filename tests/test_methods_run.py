@@ -451,3 +451,16 @@ def test_the_mean_of_peers_ships_as_one_network(copy: Path) -> None:
     assert run.bundle.manifest.parity_max_abs_diff < 1e-6
     lines = (copy / "models/peers/metrics.jsonl").read_text().splitlines()
     assert all("mean" in json.loads(line)["valid"] for line in lines)
+
+
+def test_every_loss_has_a_name_and_what_it_does_to_the_tables(finished: Path) -> None:
+    def last(model: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((finished / "models" / model / "metrics.jsonl").read_text().splitlines()[-1])
+        return found
+
+    for model, names in (("taught", {"label", "hint"}), ("rocket", {"light", "booster", "hint"})):
+        norms = last(model)["table_gradient_norms"]
+        assert last(model)["losses"].keys() == norms.keys() == names
+        assert all(norm > 0 for norm in norms.values())
+    assert last("crossed")["losses"].keys() == {"label"}
+    assert "table_gradient_norms" not in last("crossed")

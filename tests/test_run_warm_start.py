@@ -158,3 +158,43 @@ def test_it_is_trained_again_only_if_the_source_has_other_weights(
     run, said = opened(directory, *STILL)
     assert run.train("light")["fingerprint"] != first["fingerprint"]
     assert not (directory / "models" / "light" / "warm_start.json").exists()
+
+
+SLICED = """
+[models.slim]
+objective = "slimmable"
+tower = "booster"
+multiple = 2
+
+[models.cut]
+objective = "pointwise"
+tower = "light_booster"
+slice_of = "slim"
+
+[towers.light_booster]
+hidden = [8, 4]
+"""
+
+
+def test_a_slice_starts_from_its_slimmable_model_alone(tmp_path: Path) -> None:
+    """Which may start warm itself, and learns on: what the other run's slice had would undo that."""
+    path = small_recipe.write(tmp_path)
+    path.write_text(path.read_text() + SLICED)
+    settings = ("data.synthetic.rows=2000", *STILL, "export.model=cut")
+    Run(load_recipe(path, settings), tmp_path / "first", quiet=True).train("cut")
+    learns = ("models.slim.train={lr=0.01,table_lr=0.01}", f"train.warm_start={tmp_path / 'first'}")
+    run = Run(load_recipe(path, (*settings, *learns)), tmp_path / "second", quiet=True)
+    cut, slim = run.trained("cut"), run.trained("slim")
+    before = weights_of(Run(load_recipe(path, settings), tmp_path / "first", quiet=True).trained("slim"))
+    after = weights_of(slim)
+    for name, weight in weights_of(cut).items():
+        torch.testing.assert_close(weight, after[name], rtol=1e-6, atol=1e-20)
+        assert not torch.allclose(after[name], before[name], atol=1e-3)
+    narrow, wide = cut.towers["tower"].state_dict(), slim.towers["slimmable"].state_dict()
+    torch.testing.assert_close(narrow["layers.0.weight"], wide["layers.0.weight"][:8])
+    assert (tmp_path / "second" / "models" / "slim" / "warm_start.json").exists()
+    assert not (tmp_path / "second" / "models" / "cut" / "warm_start.json").exists()
+
+
+def weights_of(objective: Objective) -> dict[str, torch.Tensor]:
+    return objective.tables()[0].table_weights()

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ctrkit.config.recipe import Recipe
 from ctrkit.config.train import TrainConfig
-from ctrkit.names import tower_of
+from ctrkit.names import tower_of_part
 from ctrkit.objectives.objective import Objective
 from ctrkit.training.table_optimizer import TableOptimizer
 
@@ -42,7 +42,7 @@ def build_optimizers(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for name, tower in objective.towers.items():  # auxiliary heads and projections have the student's rates
-        own = (rates or {}).get(tower_of(name), TowerRates())
+        own = (rates or {}).get(tower_of_part(name), TowerRates())
         parameters = [parameter for parameter in tower.parameters() if parameter not in seen]
         seen.update(parameters)
         decay = config.weight_decay if own.weight_decay is None else own.weight_decay

@@ -127,6 +127,15 @@ class RocketLaunchingConfig(TaughtConfig):
         return self
 
     @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if not isinstance(self.route, str) and self.share == "none" and not self.shared_layers:
+            raise ValueError(
+                f'route = {self.route:g} is a share of the gradient to what both have: with share = "none" '
+                'and no shared_layers that is nothing; take route = "paper" or "none"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _layers_once(self) -> Self:
         for place, tower in enumerate(("light", "booster")):
             layers = [pair[place] for pair in self.shared_layers]
@@ -303,9 +312,12 @@ class CoTrainingConfig(TaughtConfig):
             for role in roles:
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
+        sharing = self.networks.keys() - set(self.own_tables)
         for role in self.gradient_to_shared:
-            if role in self.own_tables:
-                raise ValueError(f"gradient_to_shared of '{role}', which shares nothing: it is in own_tables")
+            if role not in sharing or len(sharing) == 1:
+                raise ValueError(
+                    f"gradient_to_shared of '{role}', which shares nothing: it, or all others, is in own_tables"
+                )
         if self.updates == "in_turn" and not all(lesson.blocked for lesson in self.lessons):
             raise ValueError('updates = "in_turn" moves the student alone in its turn; leave out blocked = false')
         if MEAN in self.networks:
@@ -389,8 +401,17 @@ class SlimmableConfig(_Model):
             raise ValueError(f"widths has one twice, to the six digits that tell them apart: {self.widths}")
         if self.sampling == "sandwich" and self.samples < 2:
             raise ValueError("the sandwich rule takes samples = 2 at least: the largest width and the smallest")
-        if not self.distillation and not self.label_weight and not self.boosters:
-            raise ValueError("the narrower widths learn from nothing: give distillation, label_weight or booster")
+        told = self.hint.weight if self.boosters else 0.0
+        if not self.distillation and not self.label_weight and not told:
+            raise ValueError(
+                "the narrower widths learn from nothing: give distillation, label_weight, or a booster whose hint has "
+                "a weight"
+            )
+        if self.sampling == "list":
+            for key in sorted({"samples", "non_uniform"} & self.model_fields_set):
+                raise ValueError(f'{key} is about widths that are drawn; sampling = "list" trains those of `widths`')
+        if self.norm != "universal_batch_norm" and "calibration_rows" in self.model_fields_set:
+            raise ValueError(f"calibration_rows are for universal_batch_norm, the norm is {self.norm}")
         if self.gradient_to_tables == 0 and not self.boosters:
             raise ValueError(
                 "gradient_to_tables = 0 leaves the tables to a booster, and there is none; give booster too"

@@ -240,6 +240,9 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
+        if isinstance(model, SlimmableConfig) and not self.towers[model.tower].batch_norm:
+            for key in sorted({"norm", "calibration_rows"} & model.model_fields_set):
+                raise ValueError(f"model '{name}': {key} is about batch norm, which tower '{model.tower}' has not")
         unexposed = isinstance(model, TaughtConfig) and model.unexposed > 0
         if unexposed and not self.schema_().side("item"):
             raise ValueError(
@@ -274,10 +277,16 @@ class Recipe(Strict):
             a <= b for a, b in zip(ours.hidden, theirs.hidden, strict=True)
         )
         alike = ours.activation == theirs.activation and _norms(ours) == _norms(theirs) and ours.kind == "mlp"
+        alike = alike and not ours.privileged
         if not fits or not alike:
             raise ValueError(
-                f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, no wider "
-                f"than '{source.tower}', {theirs.hidden}, and have its activation, batch_norm and layer_norm"
+                f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, not "
+                f"privileged, no wider than '{source.tower}', {theirs.hidden}, and have its activation, batch_norm and "
+                "layer_norm"
+            )
+        if model.train.warm_start is not None:
+            raise ValueError(
+                f"model '{name}' starts from a slice of '{model.slice_of}'; its train.warm_start would be another start"
             )
 
     def _check_mean(self, name: str, model: Model) -> None:

@@ -219,6 +219,11 @@ class Embedding(nn.Module):
             found[str(dim)] = Address(single_BS, bags)
         return found
 
+    def _pooled(self, dim: int) -> list[int]:
+        """How many features are averaged, how many are summed: those of both that there are, as `lookups` has them."""
+        pooling = [lookup.pooling for lookup in self.lookups if lookup.dim == dim and lookup.pooling is not None]
+        return [len(list(alike)) for _, alike in groupby(pooling)]
+
     def _unpooled(self, dim: int) -> list[str]:
         return [lookup.feature for lookup in self.lookups if lookup.dim == dim and lookup.feature in self.unpooled]
 
@@ -238,7 +243,8 @@ class Embedding(nn.Module):
                 lists[feature] = Lists(pooled.pop(), _length(batch, feature))
             parts.append(single_BX)
             parts += [  # of L features: [L B, E] to [B, L E]
-                pooled_ME.view(-1, len(batch), pooled_ME.shape[1]).transpose(0, 1).flatten(1) for pooled_ME in pooled
+                pooled_ME.view(count, len(batch), int(dim)).transpose(0, 1).flatten(1)
+                for count, pooled_ME in zip(self._pooled(int(dim)), pooled, strict=True)
             ]
         parts = [part for part in parts if part.shape[1]]
         if self.num_dense:

@@ -81,8 +81,7 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_VE: Tensor, address: Address) -> tuple[Tensor, ...]:
         ctx.address, ctx.shape = address, weight_VE.shape
-        rows = len(address.single_BS)
-        single = functional.embedding(address.single_BS, weight_VE).view(rows, -1).float()
+        single = functional.embedding(address.single_BS, weight_VE).flatten(1).float()
         return (single, *(_pool(weight_VE, bags) for bags in address.bags))
 
     @staticmethod

@@ -41,7 +41,8 @@ class ShardedEmbedding(Embedding):
             self.draw(part)
 
     def _shards(self) -> list["TableShards"]:
-        return [kernel._emb_module for kernel in _kernels(self.collection)]
+        # TorchRec leaves a collection without tables as it is
+        return [kernel._emb_module for kernel in _kernels(self.collection)] if self.tables else []
 
     def parts(self) -> list[TablePart]:
         """Where the rows lie that are this process's."""
@@ -59,6 +60,8 @@ class ShardedEmbedding(Embedding):
 
     def vectors(self, batch: Batch) -> Vectors:
         """x[B, X] of this process's batch; all processes call it together, with batches of any size."""
+        if not self.tables:
+            return Vectors(self._dense(batch), {})
         assert not self.unpooled  # no shard gives rows one by one yet: `ctrkit.builders.check` refuses such towers
         largest = torch.tensor(len(batch))
         dist.all_reduce(largest, dist.ReduceOp.MAX)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
 from ctrkit.losses import labelled, mean_probability
-from ctrkit.names import MEAN, part_name
+from ctrkit.names import LABEL, MEAN, part_name
 from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network, Read, read_embeddings
@@ -28,8 +28,9 @@ _HEAD = "auxiliary"
 class CoTraining(Objective):
     """The label losses of some networks, and lessons between them.
 
-    Losses by name: a network's role is its label loss; `hint` those of the lessons and layer hints, one name a student
-    if there are several.
+    Losses by name: a network's role is its label loss, `LABEL` that of an only network; `hint` those of the lessons on
+    what was shown, `unexposed_hint` on candidates, one name a student if several are taught (`hint_STUDENT`);
+    `layer_hint_0`, `layer_hint_1`, ... those on hidden layers.
 
     Args:
         networks: that are trained, by role; networks that share an embedding hold the same one.
@@ -45,6 +46,10 @@ class CoTraining(Objective):
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
         shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
+
+    Raises:
+        ValueError: a name stands for two things, a network teaches itself, learns from nothing, or has not the layer
+            that a hint or an auxiliary head needs; or nobody trains what networks share.
     """
 
     def __init__(
@@ -199,7 +204,7 @@ class CoTraining(Objective):
         found: dict[str, Tensor] = {}
         for role in taught:
             if self.label_weight.get(role, 1.0):
-                found[role] = self._label_loss(role, traces[role].logit_B, batch)
+                found[role or LABEL] = self._label_loss(role, traces[role].logit_B, batch)
         found |= self._hints(taught, traces, batch, step, "hint")
         if self.unexposed and self.training:
             candidates = self._candidates(batch, step)
@@ -217,7 +222,7 @@ class CoTraining(Objective):
 
     def _names(self) -> list[str]:
         """Names of all losses."""
-        labels = [role for role in self.networks() if self.label_weight.get(role, 1.0)]
+        labels = [role or LABEL for role in self.networks() if self.label_weight.get(role, 1.0)]
         return [*labels, *self._hint_names()]
 
     def _hint_names(self) -> list[str]:
@@ -243,7 +248,8 @@ class CoTraining(Objective):
 
     def _candidates(self, batch: Batch, step: int) -> Batch:
         assert self.crossing is not None
-        drawn = torch.randperm(len(batch), generator=torch.Generator().manual_seed(step))  # alike in every process
+        drawn = torch.randperm(len(batch), generator=torch.Generator().manual_seed(step))
+        # the same order in every process: where each trains a peer, all of them judge the same candidates
         return self.crossing(batch, drawn.to(batch.label_B.device))
 
     def _hints(

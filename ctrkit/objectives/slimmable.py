@@ -150,7 +150,8 @@ class Slimmable(Objective):
         """Of the widths, and of the boosters."""
         read = read_embeddings(self.networks().values(), batch)
         widest_B, *narrower = self._logits(read(self._embedding).x_BX, self.step_widths(step))
-        scale = 1 / (1 + self.label_weight * self.narrow_to_tables * len(narrower))
+        reaches = self.narrow_to_tables if self.gradient_to_tables else 0.0
+        scale = 1 / (1 + self.label_weight * reaches * len(narrower))
         found = {"widest": self._label_loss(widest_B, batch) * scale}
         if narrower:
             target_B = widest_B.detach()

@@ -14,6 +14,8 @@ def table_gradient_norms(objective: Objective, batch: Batch, step: int) -> dict[
     is dropped, no statistics change, and there are no unexposed candidates. Leaves no gradient behind.
     """
     stacks = [stack for embedding in objective.tables() for stack in embedding.stacks.values()]
+    if not stacks:
+        return {}
     weight, found = batch.weight_B.sum(), dict[str, float]()
     training = objective.training
     objective.eval()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-from ctrkit.names import tower_name, tower_of
+from ctrkit.names import tower_name, tower_of_part
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.training import state
 from ctrkit.training.ranks import Ranks
@@ -45,7 +45,7 @@ class PeerRanks:
         index = {id(embedding): i for i, embedding in enumerate(objective.tables())}
         for rank, (role, network) in enumerate(objective.networks().items()):
             prefixes = tuple(f"tables.{index[id(embedding)]}." for embedding in network.embeddings)
-            prefixes += tuple(f"towers.{name}." for name in objective.towers if tower_of(name) == tower_name(role))
+            prefixes += tuple(f"towers.{name}." for name in objective.towers if tower_of_part(name) == tower_name(role))
             for name, value in tensors.items():
                 if name.startswith(prefixes):
                     assert isinstance(value, Tensor)

@@ -8,12 +8,16 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 
 from ctrkit.errors import UserError
 from ctrkit.nn.sharded_embedding import ShardedEmbedding, TableSharder
 from ctrkit.objectives.objective import Objective
 from ctrkit.training.ranks import Ranks
+
+_MARGIN = 0.15  # share of the memory that is left free: TorchRec's own default
+_COPIES = 6  # of a replicated weight: itself, its gradient, Adam's moments, DistributedDataParallel's buckets; likewise
 
 
 def shard(
@@ -35,7 +39,10 @@ def shard(
         logging.getLogger(name).setLevel(logging.ERROR)  # of our kernels it says that TorchRec's caches go unused
     cap = {"ddr_cap" if device.type == "cpu" else "hbm_cap": memory} if memory else {}
     topology = Topology(world_size=ranks.size, local_world_size=ranks.local_size, compute_device=device.type, **cap)
-    planner = EmbeddingShardingPlanner(topology=topology, batch_size=batch_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it advises against itself where no estimate is given
+        reserved = HeuristicalStorageReservation(_MARGIN, dense_tensor_estimate=_COPIES * _tower_bytes(objective))
+    planner = EmbeddingShardingPlanner(topology=topology, batch_size=batch_size, storage_reservation=reserved)
     sharders = [TableSharder()]
     try:
         plan = planner.collective_plan(objective, sharders, dist.group.WORLD)
@@ -51,3 +58,8 @@ def shard(
         assert isinstance(embedding, ShardedEmbedding)
         embedding.adopt()
     return model
+
+
+def _tower_bytes(objective: Objective) -> int:
+    """Of the weights that every process has whole and trains: not of frozen teachers, which `memory` is without."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in objective.towers.parameters())

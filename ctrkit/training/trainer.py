@@ -231,7 +231,7 @@ class Trainer:
             "rows": progress.rows,
             "seconds": round(progress.seconds, 3),
             "losses": running.means(),
-            **self._gradient_norms(batch),
+            **(self._gradient_norms(batch) if len(running.means()) > 1 else {}),
             "valid": {role or "model": _brief(report) for role, report in reports.items()},
         }
         running.clear()
@@ -242,8 +242,8 @@ class Trainer:
         self._log(line)
 
     def _gradient_norms(self, batch: Batch) -> dict[str, Any]:
-        """What each loss does to the tables, where there are several and one process that has them all."""
-        if self.ranks.size > 1 or not len(batch) or batch.weight_B.sum() == 0 or len(self.objective.networks()) == 1:
+        """What each loss does to the tables, where one process has them all."""
+        if self.ranks.size > 1 or not len(batch) or batch.weight_B.sum() == 0:
             return {}
         norms = table_gradient_norms(self.objective, batch, self.progress.step)
         return {"table_gradient_norms": {name: float(f"{norm:.4g}") for name, norm in norms.items()}}

@@ -76,6 +76,10 @@ def load(folder: Path, *overrides: str) -> Recipe:
         ),
         # --- routes: a word that means no is no switch, and a string of false is not true (R0's flags)
         (['models.rocket.route="blocked"'], "models.rocket.route: Input should be 'none', 'paper' or 'shared'"),
+        (
+            ["models.rocket.route=0.5", "models.rocket.share=none"],
+            'models.rocket: route = 0.5 is a share .* with share = "none" and no shared_layers that is nothing',
+        ),
         (["models.rocket.route=1.5"], "models.rocket.route: .*less than or equal to 1"),
         (["models.rocket.route=true"], "models.rocket.route"),
         (['models.rocket.auxiliary_head="false"'], "models.rocket.auxiliary_head: Input should be a valid boolean"),
@@ -128,6 +132,7 @@ def load(folder: Path, *overrides: str) -> Recipe:
             )
             for blocked, keys, message in (
                 ("", 'own_tables=["b"],gradient_to_shared={b=0.5}', "gradient_to_shared of 'b', which shares nothing"),
+                ("", 'own_tables=["b"],gradient_to_shared={a=0.5}', "gradient_to_shared of 'a', which shares nothing"),
                 (",blocked=false", 'updates="in_turn"', 'updates = "in_turn" moves the student alone in its turn'),
             )
         ),
@@ -197,6 +202,35 @@ def load(folder: Path, *overrides: str) -> Recipe:
         (
             ['models.slim={objective="slimmable",tower="light",gradient_to_tables=0.0}'],
             "models.slim: gradient_to_tables = 0 leaves the tables to a booster, and there is none",
+        ),
+        (
+            ['models.slim={objective="slimmable",tower="light",distillation=0,booster="booster",hint={weight=0}}'],
+            "models.slim: the narrower widths learn from nothing",
+        ),
+        *(
+            (
+                [f'models.slim={{objective="slimmable",tower="light",sampling="list",{key}}}'],
+                f"models.slim: {key.split('=')[0]} is about widths that are drawn",
+            )
+            for key in ("samples=4", "non_uniform=false")
+        ),
+        *(
+            ([f'models.slim={{objective="slimmable",tower="light",{key}}}'], "model 'slim': .* tower 'light' has not")
+            for key in ("calibration_rows=100", 'norm="shared_batch_norm"')
+        ),
+        (
+            [
+                "towers.light.batch_norm=true",
+                'models.slim={objective="slimmable",tower="light",norm="shared_batch_norm",calibration_rows=100}',
+            ],
+            "models.slim: calibration_rows are for universal_batch_norm, the norm is shared_batch_norm",
+        ),
+        (
+            [
+                'models.slim={objective="slimmable",tower="booster"}',
+                'models.cut={objective="pointwise",tower="booster",slice_of="slim",train={warm_start="yesterday"}}',
+            ],
+            "model 'cut' starts from a slice of 'slim'; its train.warm_start would be another start",
         ),
         # --- unexposed candidates
         (

@@ -160,6 +160,18 @@ def test_torchrec_has_the_same_tables_in_the_same_memory() -> None:
     assert not torch.equal(collection(batch.sparse).to_dict()["item"], pooled["item"])
 
 
+@pytest.mark.parametrize("unpooled", [set(), {"recent"}])
+def test_no_impressions_have_vectors_of_the_same_width(unpooled: set[str]) -> None:
+    """What a process without rows of a batch looks up: single rows, lists of both poolings, dense features."""
+    tables = networks.embedding()
+    tables.unpooled |= unpooled
+    found = tables.vectors(networks.batch(4, take=slice(0, 0)))
+    assert found.x_BX.shape == (0, tables.out_features)
+    assert {name: rows.row_NE.shape for name, rows in found.lists.items()} == dict.fromkeys(unpooled, (0, networks.DIM))
+    torch.autograd.backward(found.x_BX.sum())
+    assert all(stack.grad.coalesce().values().numel() == 0 for stack in tables.stacks.values())
+
+
 def test_dense_features_alone() -> None:
     tables = Embedding([], dense=2)
     batch = of({}, dense=[[1.0, 2.0], [3.0, 4.0]])

@@ -279,7 +279,7 @@ def distilled(*, frozen: int = 1, column: bool = False, **settings: Any) -> Call
 def distillations() -> list[Case]:
     """From networks, from a column, by each loss, with and without the label."""
     all_of_it, hints = {*whole(""), "tables"}, tuple[HintLoss, ...](("logit_mse", "probability_mse", "kl", "soft_bce"))
-    both: Moves = {"": all_of_it, "hint": all_of_it}
+    both: Moves = {"label": all_of_it, "hint": all_of_it}
     attention = LayerHint("", 0, "teacher0", 1, "attention")
     return [
         *(Case(f"distillation by {loss}", distilled(hint=Hint(loss)), both) for loss in hints),
@@ -291,7 +291,7 @@ def distillations() -> list[Case]:
         Case(
             "distillation, auxiliary head",
             distilled(auxiliary=True),
-            {"": all_of_it, "hint": {"", "-auxiliary", "tables"}},
+            {"label": all_of_it, "hint": {"", "-auxiliary", "tables"}},
         ),
         Case(
             "attention transfer",

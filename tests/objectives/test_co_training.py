@@ -178,7 +178,7 @@ def test_without_a_score_there_is_no_hint() -> None:
     expected = kl_divergence(objective.logits(batch)[""], score_B.nan_to_num())
     torch.testing.assert_close(found["hint"], torch.where(known_B, expected, 0.0))
     assert (found["hint"][known_B] > 0).all()
-    assert (found[""] > 0).all()
+    assert (found["label"] > 0).all()
     assert all(g.isfinite().all() for g in gradients(found["hint"], objective, ""))
 
 

@@ -108,6 +108,13 @@ def test_the_widest_does_not_hear_the_narrower_ones() -> None:
         assert layer.weight.grad.abs().sum() > 0
 
 
+def test_labels_that_reach_no_table_do_not_quieten_the_others() -> None:
+    settings: dict[str, Any] = {"boosters": ("booster",), "label_weight": 1.0, "gradient_to_tables": 0.0}
+    found = [slimmable(narrow_to_tables=share, **settings).eval() for share in (0.5, 0.0)]
+    narrow, none = (objective.losses(networks.batch()) for objective in found)
+    assert all(torch.equal(narrow[name], none[name]) for name in ("widest", "narrower", "hint"))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_share_of_the_narrower_widths_gradient_that_reaches_the_tables(share: float) -> None:
     def gradient(narrow_to_tables: float, loss: str) -> torch.Tensor:

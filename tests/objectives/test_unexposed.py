@@ -25,7 +25,7 @@ def test_the_hint_on_candidates_by_hand() -> None:
     order = torch.randperm(32, generator=torch.Generator().manual_seed(step))
     candidates = CROSSING(batch, order)
     found = objective.losses(batch, step)
-    assert found.keys() == {"", "hint", "unexposed_hint"}
+    assert found.keys() == {"label", "hint", "unexposed_hint"}
     logit_B, teacher_B = objective.networks()[""](candidates), objective.frozen.networks()["teacher"](candidates)
     torch.testing.assert_close(found["unexposed_hint"], 2.0 * 0.5 * soft_bce(logit_B, teacher_B))
     assert not torch.allclose(found["unexposed_hint"], 2.0 * found["hint"])
@@ -36,5 +36,5 @@ def test_other_candidates_at_every_step_and_none_in_evaluation() -> None:
     first, again, other = (objective.losses(batch, step)["unexposed_hint"] for step in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert objective.eval().losses(batch).keys() == {"", "hint"}
-    assert student(0.0).losses(batch).keys() == {"", "hint"}
+    assert objective.eval().losses(batch).keys() == {"label", "hint"}
+    assert student(0.0).losses(batch).keys() == {"label", "hint"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ctrkit.nn.mlp import MLP
 from ctrkit.training.gradient_norms import table_gradient_norms
 from tests import networks
 from tests.training import small_run
@@ -22,6 +23,13 @@ def test_norms_by_hand() -> None:
         assert found[name] == pytest.approx(expected, rel=1e-5), name
     assert found["booster"] > 0
     assert found["light"] == found["hint"] == 0  # the route `shared`
+
+
+def test_without_tables_there_is_nothing_to_measure() -> None:
+    features = {"price": {"side": "item", "kind": "dense"}, "bid": {"side": "item", "kind": "dense"}}
+    tables = networks.embedding(features)
+    objective = networks.rocket(tables, MLP(2, [4]), MLP(2, [8]))
+    assert table_gradient_norms(objective, networks.batch(8, features), 0) == {}
 
 
 def test_the_training_notices_nothing() -> None:

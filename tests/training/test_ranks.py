@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ctrkit.config.recipe import load_recipe
+from ctrkit.run import Run
 from tests import small_recipe
 
 SETTINGS = (
@@ -132,6 +134,43 @@ def test_a_slimmable_model_draws_the_same_widths_on_two_processes(tmp_path: Path
     assert_alike(steps, expected)
     assert together["processes"] == 2
     assert together["best"] == pytest.approx(alone["best"], abs=2e-3)
+
+
+DISTILLED = """
+[models.distilled]
+objective = "distillation"
+student = "light"
+teachers = ["booster"]
+"""
+
+
+def test_a_rank_without_rows_takes_part_with_none(tmp_path: Path) -> None:
+    """The last batch of an epoch has one row; a frozen teacher looks up each process's own rows."""
+    path = tmp_path / "small.toml"
+    path.write_text(small_recipe.RECIPE + DISTILLED)
+    run = Run(load_recipe(path), tmp_path / "prepared", quiet=True)
+    settings = (
+        f"train.batch_size={run.log.rows('train') - 1}",
+        "train.epochs=3",
+        "train.patience=9",
+        "towers.booster.dropout=0",
+    )
+    expected, _ = run_model(path, tmp_path / "one", 1, "distilled", *settings)
+    steps, _ = run_model(path, tmp_path / "two", 2, "distilled", *settings)
+    assert len(expected) == 2 * 2 * 3  # the teacher's, then the student's
+    assert expected[-1].keys() == {"label", "hint"}
+    assert_alike(steps, expected)
+
+
+def test_boosters_may_see_dense_features_alone(tmp_path: Path) -> None:
+    """Their embedding has no table to share out."""
+    path = small_recipe.write(tmp_path)
+    path.write_text(path.read_text().replace('transform = "log" }', 'transform = "log", privileged = true }'))
+    settings = ("towers.booster={hidden=[8],privileged=true}", "train.epochs=1")
+    expected, _ = run_model(path, tmp_path / "one", 1, "rocket", *settings)
+    steps, _ = run_model(path, tmp_path / "two", 2, "rocket", *settings)
+    assert expected[0].keys() == {"light", "booster", "hint"}
+    assert_alike(steps, expected)
 
 
 def test_a_killed_run_goes_on_with_another_number_of_processes(
