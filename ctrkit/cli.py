@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import ctrkit
 from ctrkit.atomic import atomic_file
+from ctrkit.config.data import Format
 from ctrkit.config.recipe import Recipe, load_recipe, read_recipe
 from ctrkit.errors import UserError
 from ctrkit_serving.bench.command import add_options as add_bench_options
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("log", help="file, folder or URI of the log")
     init.add_argument("--label", required=True, help="column of clicks: 0 or 1")
     init.add_argument("--group", required=True, help="column of the user, by which GAUC groups")
+    init.add_argument("--format", choices=get_args(Format), default="auto", help="of its files (default: by name)")
     init.add_argument("--out", type=Path, default=Path("recipe.toml"), help="recipe to write (default: recipe.toml)")
     init.add_argument("--force", action="store_true", help="write over a file that is there")
     recipe_verb("prepare", _prepare, "Fit the encoding on the training part and encode the log.")
@@ -257,7 +259,7 @@ def _init(options: argparse.Namespace) -> dict[str, Any]:
     from ctrkit.inspection.inspect import inspect_log
 
     _require_free(options)
-    inspection = inspect_log(options.log, label=options.label, group=options.group)
+    inspection = inspect_log(options.log, label=options.label, group=options.group, format=options.format)
     with atomic_file(options.out) as file:
         file.write(inspection.recipe.encode())
     warnings = list(inspection.warnings)

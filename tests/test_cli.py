@@ -221,6 +221,19 @@ def test_init_does_not_lead_to_a_run_that_is_refused(capsys: Capture, tmp_path: 
     assert main(["prepare", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 2
 
 
+def test_init_of_a_log_whose_name_says_nothing(capsys: Capture, tmp_path: Path) -> None:
+    rows = {"click": [0, 1] * 50, "user_id": [1, 2, 3, 4, 5] * 20, "ad_id": [1, 2, 3, 4] * 25}
+    pq.write_table(pa.table(rows), tmp_path / "log.bin")
+    arguments = ["init", str(tmp_path / "log.bin"), "--label", "click", "--group", "user_id"]
+    arguments += ["--out", str(tmp_path / "mine.toml")]
+    assert main(arguments) == 2
+    assert "give data.format (init --format)" in capsys.readouterr().err
+    shown(capsys, [*arguments, "--format", "parquet"])
+    recipe = load_recipe(tmp_path / "mine.toml")
+    assert (recipe.data.format, set(recipe.features)) == ("parquet", {"user_id", "ad_id"})
+    assert main(["prepare", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+
+
 def test_init_leads_to_a_log_that_can_be_prepared(capsys: Capture, finished_run: Path, tmp_path: Path) -> None:
     log = next((finished_run / "raw").glob("synthetic-*"))
     out = tmp_path / "mine.toml"

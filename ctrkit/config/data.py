@@ -9,6 +9,9 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 """How many; bounded, as all sizes are, where nobody means it: what is beyond ends in an allocator's error or never."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+Format = Literal["auto", "parquet", "csv", "tsv"]
+"""Of a log's files; `auto` goes by their names."""
+
 
 class Strict(BaseModel):
     """Unknown keys, values of another type and infinities are refused: true is no 1, "false" no false."""
@@ -64,7 +67,7 @@ class DataConfig(Strict):
 
     path: str | None = None
     """File, folder or URI of the log; relative to where the command is run."""
-    format: Literal["auto", "parquet", "csv"] = "auto"
+    format: Format = "auto"
     adapter: str | None = None
     """Official raw files that may lie at `path` instead of a flat log (`ctrkit.data.adapters`)."""
     adapter_options: dict[str, Any] = {}

@@ -3,17 +3,17 @@
 import fnmatch
 import glob
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from ctrkit.config.data import Format
 from ctrkit.errors import UserError
 
-Format = Literal["auto", "parquet", "csv"]
-
-SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".csv.gz": "csv"}
+SUFFIXES = {".parquet": "parquet", ".pq": "parquet"}
+SUFFIXES |= {f".{text}{packed}": text for text in ("csv", "tsv") for packed in ("", ".gz", ".bz2", ".zst")}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -58,14 +58,14 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
         return [(filesystem, info) for info in found]
     info = filesystem.get_file_info(inner)
     if glob.has_magic(inner) and info.type == pafs.FileType.NotFound:
-        raise UserError(f"{path}: no Parquet or CSV file matches; quote the pattern if the shell expands it")
+        raise UserError(f"{path}: no Parquet, CSV or TSV file matches; quote the pattern if the shell expands it")
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"{path}: no such file or folder; a path (data.path in a recipe) is relative to where you are")
     if info.type == pafs.FileType.Directory:
         where = "the folder has no file that ends"
     else:
-        where = "neither Parquet nor CSV by its name: it does not end"
-    raise UserError(f"{path}: {where} in {', '.join(SUFFIXES)}; rename the log, or set data.format in a recipe")
+        where = "neither Parquet, CSV nor TSV by its name: it does not end"
+    raise UserError(f"{path}: {where} in {', '.join(SUFFIXES)}; rename the log, or give data.format (init --format)")
 
 
 def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
@@ -104,7 +104,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def format_of(path: str) -> str | None:
-    """`parquet` or `csv` by the file's name; None if it says neither."""
+    """`parquet`, `csv` or `tsv` by the file's name; None if it says none of them."""
     return next((format for suffix, format in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
 

@@ -1,4 +1,4 @@
-"""One file of a raw log, Parquet or CSV: what it says of itself, and its rows as record batches."""
+"""One file of a raw log, Parquet, CSV or TSV: what it says of itself, and its rows as record batches."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,7 +11,8 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ctrkit.data.locate import Format, format_of, partition_of
+from ctrkit.config.data import Format
+from ctrkit.data.locate import format_of, partition_of
 from ctrkit.errors import UserError
 
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
@@ -23,7 +24,8 @@ _DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What Arrow raises of a file that it cannot read."""
 _HEADER_BYTES = 1 << 16
-_SEPARATORS = {b";": "semicolons", b"\t": "tabs", b"|": "bars"}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
 
 
@@ -57,7 +59,9 @@ class LogFile:
     partition: Mapping[str, Any]
     """Values of the columns that stand in its path (`day=2025-03-03`)."""
     row_group_rows: tuple[int, ...] | None
-    """None for CSV, which has none."""
+    """None for text, which has none."""
+    delimiter: str = ","
+    """Of the columns of text."""
     dictionaries: frozenset[str] = frozenset()
     """Columns of texts that every row group holds as a dictionary and indices, and may be read so."""
     row_groups: tuple[int, ...] | None = None
@@ -65,14 +69,14 @@ class LogFile:
 
     @property
     def rows(self) -> int | None:
-        """Rows that are read; None for CSV, which does not say."""
+        """Rows that are read; None for text, which does not say."""
         if self.row_group_rows is None:
             return None
         read = range(len(self.row_group_rows)) if self.row_groups is None else self.row_groups
         return sum(self.row_group_rows[i] for i in read)
 
     def pieces(self) -> list["LogFile"]:
-        """Each row group of a Parquet file by itself; a CSV file is one piece."""
+        """Each row group of a Parquet file by itself; a text is one piece."""
         if self.row_group_rows is None:
             return [self]
         read = range(len(self.row_group_rows)) if self.row_groups is None else self.row_groups
@@ -163,7 +167,7 @@ class LogFile:
     ) -> Iterator[pa.RecordBatch]:
         if self.row_group_rows is None:
             types = {name: schema.field(name).type for name in columns}
-            with _open_csv(self.filesystem, self.path, types) as reader:
+            with _open_text(self.filesystem, self.path, types, self.delimiter) as reader:
                 for batch in reader:
                     yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
         else:
@@ -172,7 +176,7 @@ class LogFile:
 
 
 def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mapping[str, pa.DataType]) -> LogFile:
-    """Open a file: read the footer of Parquet, the first block of CSV.
+    """Open a file: read the footer of Parquet, the first block of text.
 
     Raises:
         UserError: it is empty or damaged.
@@ -180,10 +184,10 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
     path = str(info.path)
     if info.size == 0:
         raise UserError(f"{path}: the file is empty; write it again or remove it")
-    is_csv = (format_of(path) if format == "auto" else format) == "csv"
+    delimiter = _DELIMITERS.get(str(format_of(path) if format == "auto" else format))
     try:
-        if is_csv:
-            with _open_csv(filesystem, path, {}) as reader:
+        if delimiter is not None:
+            with _open_text(filesystem, path, {}, delimiter) as reader:
                 schema, row_group_rows, dictionaries = reader.schema, None, frozenset[str]()
         else:
             with _open_parquet(filesystem, path) as reader:
@@ -192,11 +196,11 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
                 dictionaries = _dictionaries(schema, metadata)
         names = schema.names  # decodes them, which fails on a header that is no UTF-8
     except UNREADABLE as error:
-        if is_csv:
-            _check_separator(filesystem, path)
-        raise UserError(_unreadable(path, is_csv, error, 0)) from error
-    if is_csv and len(names) == 1:
-        _check_separator(filesystem, path)
+        if delimiter is not None:
+            _check_separator(filesystem, path, delimiter)
+        raise UserError(_unreadable(path, delimiter is not None, error, 0)) from error
+    if delimiter is not None and len(names) == 1:
+        _check_separator(filesystem, path, delimiter)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: column '{repeated[0]}' stands in it twice; rename one of them")
@@ -204,7 +208,17 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
         key: value if value is None or partition_types[key] != pa.int64() else int(value)
         for key, value in partition_of(path).items()
     }
-    return LogFile(path, filesystem, info.size, info.mtime_ns or 0, schema, partition, row_group_rows, dictionaries)
+    return LogFile(
+        path,
+        filesystem,
+        info.size,
+        info.mtime_ns or 0,
+        schema,
+        partition,
+        row_group_rows,
+        delimiter or ",",
+        dictionaries,
+    )
 
 
 def _open_parquet(filesystem: Any, path: str, encoded: Collection[str] = ()) -> Any:
@@ -235,33 +249,37 @@ def _dictionaries(schema: pa.Schema, metadata: Any) -> frozenset[str]:
     )
 
 
-def _open_csv(filesystem: Any, path: str, types: Mapping[str, pa.DataType]) -> Any:
+def _open_text(filesystem: Any, path: str, types: Mapping[str, pa.DataType], delimiter: str) -> Any:
     return pacsv.open_csv(
-        filesystem.open_input_stream(path),
+        filesystem.open_input_stream(path),  # unpacks by the name's ending
         pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False),  # threads lose the number of a bad row
+        pacsv.ParseOptions(delimiter=delimiter),
         convert_options=pacsv.ConvertOptions(
             include_columns=list(types), column_types=types, null_values=_CSV_NULLS, strings_can_be_null=True
         ),
     )
 
 
-def _check_separator(filesystem: Any, path: str) -> None:
-    """Refuse a file whose header has no comma and another separator: all of it would be one column."""
+def _check_separator(filesystem: Any, path: str, delimiter: str) -> None:
+    """Refuse a file whose header has another separator than its own: all of it would be one column."""
     with filesystem.open_input_stream(path) as stream:
         header = stream.read(_HEADER_BYTES).partition(b"\n")[0]
-    found = next((name for mark, name in _SEPARATORS.items() if mark in header and b"," not in header), None)
-    if found is not None:
+    marks = [mark for mark in _SEPARATORS if mark.encode() in header] if delimiter.encode() not in header else []
+    if marks:
+        known = next((format for format, mark in _DELIMITERS.items() if mark == marks[0]), None)
+        other = f'call it .{known}, or set data.format = "{known}"' if known else "write it with commas"
         raise UserError(
-            f"{path}: its columns are separated by {found}; write it with commas and decimal points, or as Parquet"
+            f"{path}: its columns are separated by {_SEPARATORS[marks[0]]}; {other}, with decimal points, or "
+            "write it as Parquet"
         )
 
 
-def _unreadable(path: str, is_csv: bool, error: Exception, row: int) -> str:
+def _unreadable(path: str, is_text: bool, error: Exception, row: int) -> str:
     """What a person needs to know of Arrow's complaint."""
     first_line = _first_line(error)
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: not written as UTF-8 ({first_line}); convert it, as `iconv -f latin1 -t utf-8` does"
-    if is_csv:
+    if is_text:
         return f"{path}: {first_line}; correct that row, or write the log as Parquet, which states its types"
     after = f" after row {row:,}" if row else ""
     return f"{path}: cannot be read as Parquet{after}, truncated or damaged ({first_line}); write the file again"

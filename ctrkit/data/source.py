@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ctrkit.config.data import Format
 from ctrkit.data.ahead import read_ahead
-from ctrkit.data.locate import Format, find_files, partition_of
+from ctrkit.data.locate import find_files, partition_of
 from ctrkit.data.log_file import LogFile, Unreadable, is_refused, open_file
 from ctrkit.errors import UserError
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.config.data import DataConfig, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
+from ctrkit.config.data import DataConfig, Format, SplitAtRandom, SplitByColumn, SplitByFiles, SplitByTime
 from ctrkit.data.columns import decoded_type, times_of, to_numpy
-from ctrkit.data.locate import SUFFIXES, Format, exists, filesystem_of, find_files
+from ctrkit.data.locate import SUFFIXES, exists, filesystem_of, find_files
 from ctrkit.data.log_file import LogFile
 from ctrkit.data.sampling import Reservoir, quantiles
 from ctrkit.data.source import Chunk, ClickLog, open_log, require_columns

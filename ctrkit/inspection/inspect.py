@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ctrkit.config.data import SplitByFiles
+from ctrkit.config.data import Format, SplitByFiles
 from ctrkit.data.columns import RESERVED, decoded
 from ctrkit.data.source import ClickLog, open_log, require_columns
 from ctrkit.data.split import PARTS, find_parts
@@ -57,21 +57,22 @@ class Inspection:
     """False if `ctrkit prepare` would refuse rows of the sample."""
 
 
-def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> Inspection:
+def inspect_log(path: str, *, label: str, group: str, format: Format = "auto", rows: int = 200_000) -> Inspection:
     """Look at the log at `path` and write a recipe to start from.
 
     Args:
         path: file, folder, glob or URI.
         label: column with 0 and 1.
         group: column with the user.
+        format: of its files; by their names if "auto".
         rows: how many to look at, from several places of the log.
 
     Raises:
         UserError: no log lies there, it lacks a column, or the label is none.
     """
-    parts = find_parts(path, "auto", SplitByFiles())
+    parts = find_parts(path, format, SplitByFiles())
     has_parts = all(len(found) == 1 for found in parts.values())
-    log = open_log([parts[part][0] for part in PARTS] if has_parts else path)
+    log = open_log([parts[part][0] for part in PARTS] if has_parts else path, format)
     require_columns(log.schema, {label: "the label", group: "the group key"}, path)
     _check_group(path, group, log.schema.field(group).type)
     sample = log.sample(rows)
@@ -90,6 +91,7 @@ def inspect_log(path: str, *, label: str, group: str, rows: int = 200_000) -> In
     recipe = recipe_text(
         name=name or "log",
         path=path,
+        format=format,
         split=split,
         columns={"label": label, "group": group} | ({"time": look.time} if look.time is not None else {}),
         features=features,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
+from ctrkit.config.data import Format
 from ctrkit.data.columns import RESERVED
 from ctrkit.schema import Side
 
@@ -63,6 +64,7 @@ def recipe_text(
     *,
     name: str,
     path: str,
+    format: Format,
     split: Mapping[str, Any],
     columns: Mapping[str, str],
     features: Sequence[FeatureLine],
@@ -81,6 +83,7 @@ def recipe_text(
                 "",
                 "[data]",
                 f"path = {_value(path)}",
+                *([f"format = {_value(format)}"] if format != "auto" else []),
                 f"split = {_table(split)}",
                 "",
                 "[columns]",

@@ -119,9 +119,9 @@ def unknown_files(folder: Path) -> Case:
     return case(folder, {"split": {"by": "random"}})
 
 
-def named_tsv(folder: Path) -> Case:
-    (folder / "log.tsv").write_text("a\tb\n")
-    return case(folder / "log.tsv", {"split": {"by": "random"}})
+def other_name(folder: Path) -> Case:
+    (folder / "log.txt").write_text("a,b\n")
+    return case(folder / "log.txt", {"split": {"by": "random"}})
 
 
 def no_part(folder: Path) -> Case:
@@ -149,8 +149,11 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
     "no such path, split at random": (lambda f: case(f / "none", {"split": {"by": "random"}}), "no such file"),
     "empty folder": (lambda f: case(f), r"the folder has no file that ends in \.parquet"),
     "no file of a known format": (unknown_files, r"the folder has no file that ends in \.parquet"),
-    "a file of another name": (named_tsv, r"log\.tsv: neither Parquet nor CSV by its name: it does not end in"),
-    "a glob that matches nothing": (lambda f: case(f / "*.parquet", {"split": DAY}), "no Parquet or CSV file matches"),
+    "a file of another name": (other_name, r"log\.txt: neither Parquet, CSV nor TSV by its name: it does not end in"),
+    "a glob that matches nothing": (
+        lambda f: case(f / "*.parquet", {"split": DAY}),
+        "no Parquet, CSV or TSV file matches",
+    ),
     "empty file": (lambda f: one_file(f, "train.parquet", b""), r"train\.parquet: the file is empty; write it again"),
     "truncated Parquet": (truncated, r"train\.parquet: cannot be read as Parquet, truncated or damaged"),
     "damaged Parquet": (damaged, r"valid\.parquet: cannot be read as Parquet.*, truncated or damaged"),

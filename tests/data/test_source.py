@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from ctrkit.config.data import Format
 from ctrkit.data import source
 from ctrkit.data.source import ClickLog, open_log
 from ctrkit.errors import UserError
@@ -77,14 +78,17 @@ def test_partition_values_are_text_unless_all_are_whole_numbers(tmp_path: Path) 
     assert read(open_log(str(tmp_path)), "p")["p"] == ["2025-03-04", "7", None, "a/b"]
 
 
-@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
-def test_csv_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    pacsv.write_csv(LOG, tmp_path / "log.csv")
-    if name.endswith("gz"):
-        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
-    log = open_log(str(tmp_path / name))
+@pytest.mark.parametrize("packed", ["", ".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize(("format", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_text_gives_the_same_rows(tmp_path: Path, format: Format, delimiter: str, packed: str) -> None:
+    path = tmp_path / f"log.{format}{packed}"
+    with pa.output_stream(path) as file:  # packs by the ending
+        pacsv.write_csv(LOG, file, pacsv.WriteOptions(delimiter=delimiter))
+    log = open_log(str(path))
     assert read(log) == LOG.to_pydict()
     assert log.rows is None
+    other = path.rename(tmp_path / f"part{packed}")
+    assert read(open_log(str(other), format)) == LOG.to_pydict()
 
 
 def test_empty_fields_of_csv_are_null_and_na_is_a_text(tmp_path: Path) -> None:
@@ -94,20 +98,30 @@ def test_empty_fields_of_csv_are_null_and_na_is_a_text(tmp_path: Path) -> None:
     assert log.schema.field("c").type == pa.string()
 
 
-@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
-def test_a_csv_without_commas_is_told_what_it_has(tmp_path: Path, mark: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("mark", "told"),
+    [
+        (";", "semicolons; write it with commas"),
+        ("\t", r'tabs; call it \.tsv, or set data\.format = "tsv"'),
+        ("|", "bars; write it with commas"),
+    ],
+)
+def test_a_csv_without_commas_is_told_what_it_has(tmp_path: Path, mark: str, told: str) -> None:
     for rows in ("1,5{0}2\n", "1{0}2\n"):  # a decimal comma makes two columns of the one
         path = tmp_path / "log.csv.gz"
         path.write_bytes(gzip.compress(("a{0}b\n" + rows).format(mark).encode()))
-        with pytest.raises(UserError, match=f"its columns are separated by {name}; write it with commas"):
+        with pytest.raises(UserError, match=f"its columns are separated by {told}"):
             open_log(str(path))
+    (tmp_path / "log.tsv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r'separated by commas; call it \.csv, or set data\.format = "csv"'):
+        open_log(str(tmp_path / "log.tsv"))
     (tmp_path / "one.csv").write_text("a\n1;2\n")
     assert read(open_log(str(tmp_path / "one.csv")), "a") == {"a": ["1;2"]}
 
 
 def test_any_name_may_be_read_if_the_format_is_given(tmp_path: Path) -> None:
     pq.write_table(LOG, tmp_path / "log.bin")
-    with pytest.raises(UserError, match=r"set data\.format"):
+    with pytest.raises(UserError, match=r"give data\.format"):
         open_log(str(tmp_path / "log.bin"))
     assert read(open_log(str(tmp_path / "log.bin"), "parquet")) == LOG.to_pydict()
 
