@@ -80,7 +80,10 @@ class Plan:
         return Recipe.model_validate(content)
 
     def _ablations(self) -> dict[str, Any]:
-        listed = {**LABELS, "sampling": "list"}
+        other = {
+            key: SlimmableConfig.model_fields[key].default for key in ("samples", "non_uniform", "calibration_rows")
+        }
+        listed = {**LABELS, **other, "sampling": "list"}
         return {
             "random": {**self.slim, "sampling": "random"},
             "no_distillation": {**self.slim, **LABELS},

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ from ctrkit.nn.network import Network
 from ctrkit.objectives.objective import Objective
 from ctrkit.request import read_requests
 from ctrkit.train_model import EVALUATION_BATCH, ModelTraining, trained
-from ctrkit.training.checkpoints import Checkpoints
+from ctrkit.training.checkpoints import Checkpoints, Found
 from ctrkit.training.device import find_device
 from ctrkit.training.predict import predict
 from ctrkit.training.ranks import Ranks
@@ -164,7 +164,7 @@ class Run:
         fingerprint = self._model_fingerprint(model)
         done = self.ranks.on_first(lambda: read_json(place / "result.json"))
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
-        if done is not None and done.get("fingerprint") == fingerprint and best is not None:
+        if _is_result_of(done, best) and done.get("fingerprint") == fingerprint:
             self.say(f"train {model}: {place} is up to date")
             return done
         self.say(f"train {model}: {self.log.rows('train'):,} rows -> {place}")
@@ -191,7 +191,7 @@ class Run:
         best = Checkpoints(place / CHECKPOINTS, ranks=self.ranks).best()
         source = self._slice_of(model)
         above = [*(of for of, _ in self.recipe.frozen_teachers(model).values()), *([source] if source else [])]
-        if done is None or best is None or not all(self.is_trained(of) for of in above):
+        if not _is_result_of(done, best) or not all(self.is_trained(of) for of in above):
             return False
         return bool(done.get("fingerprint") == self._model_fingerprint(model))
 
@@ -440,6 +440,11 @@ class Run:
                 return
             rows += len(batch)
             yield batch
+
+
+def _is_result_of(done: dict[str, Any] | None, best: Found | None) -> TypeGuard[dict[str, Any]]:
+    """Whether the best weights that lie there are those that a result speaks of, not older ones of a damaged folder."""
+    return done is not None and best is not None and done.get("best_step") == best.step
 
 
 def _file_state(path: str | None) -> list[int] | None:

@@ -145,11 +145,11 @@ class ModelTraining:
         losses = [line["losses"] for line in history]
         silent = [name for name in dict.fromkeys(chain(*losses)) if not any(of.get(name) for of in losses)]
         reasons = (
-            "no row that was trained on has a label (columns.unlabelled, train.label_rate) or a teacher's score "
-            "(columns.teachers), or a hint has no weight yet (warmup_steps; gradient_share measures for "
+            "no row that was trained on has a weight, a label (columns.unlabelled, train.label_rate) or a teacher's "
+            "score (columns.teachers), or a hint has no weight yet (warmup_steps; gradient_share measures for "
             f"{MEASURED_STEPS} steps)"
         )
-        if silent and all(name in silent for of in losses for name in of):
+        if all(name in silent for of in losses for name in of):  # also where no step was taken
             raise UserError(f"model '{self.model}' has learnt nothing, every loss was zero in all steps: {reasons}")
         for name in silent:
             self._warn(f"nothing was learnt from the loss '{name}' of '{self.model}', which was zero: {reasons}")

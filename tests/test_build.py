@@ -11,7 +11,7 @@ from ctrkit.builders.networks import build_embedding, build_tower
 from ctrkit.builders.objective import build_objective
 from ctrkit.builders.optimizers import build_optimizers, learning_rate_factor, tower_rates
 from ctrkit.config.models import Model
-from ctrkit.config.recipe import EmbeddingConfig, Recipe, TowerConfig
+from ctrkit.config.recipe import EmbeddingConfig, Recipe, TowerConfig, as_dict
 from ctrkit.config.train import TrainConfig
 from ctrkit.nn.mlp import MLP
 from ctrkit.objectives.co_training import CoTraining
@@ -181,6 +181,22 @@ def test_slices(hidden: list[int], more: dict[str, Any], message: str | None) ->
         return
     with pytest.raises(ValidationError, match=message):
         recipe(towers=towers, features=features, models={**slim, **found})
+
+
+def test_what_is_kept_of_any_model_is_read_back() -> None:
+    """With every default written out, and [train] in every model."""
+    found = recipe(train={"warm_start": "yesterday"})
+    assert as_dict(Recipe.model_validate(as_dict(found))) == as_dict(found)
+    slim = {"objective": "slimmable", "tower": "wide"}
+    towers = {"wide": {"hidden": [16, 8]}, "normed": {"hidden": [16, 8], "batch_norm": True}, "cut": {"hidden": [8, 4]}}
+    models = {
+        "slim": slim,
+        "listed": {**slim, "sampling": "list"},
+        "switchable": {**slim, "tower": "normed", "sampling": "list", "norm": "switchable_batch_norm"},
+        "found": {"objective": "pointwise", "tower": "cut", "slice_of": "slim"},
+    }
+    found = recipe(towers=towers, models=models, train={"warm_start": "yesterday"})
+    assert as_dict(Recipe.model_validate(as_dict(found))) == as_dict(found)
 
 
 def test_every_kind_of_model_is_among_those_of_the_tests() -> None:

@@ -104,6 +104,25 @@ def test_a_model_that_nothing_taught_is_refused(copy: Path) -> None:
         assert not (copy / "models" / "light" / "result.json").exists()
 
 
+def test_a_model_that_took_no_step_is_refused(tmp_path: Path) -> None:
+    """Every impression of the training part weighs nothing."""
+    rows = {"click": [0, 1] * 50, "user_id": [1, 1, 2, 2, 3] * 20, "ad_id": [1, 2, 3, 4] * 25}
+    for part, weight in (("train", 0.0), ("valid", 1.0), ("test", 1.0)):
+        (tmp_path / "log").mkdir(exist_ok=True)
+        pq.write_table(pa.table({**rows, "w": [weight] * 100}), tmp_path / "log" / f"{part}.parquet")
+    (tmp_path / "recipe.toml").write_text(f"""
+name = "weightless"
+data.path = "{tmp_path}/log"
+columns = {{ label = "click", group = "user_id", weight = "w" }}
+features = {{ user_id = {{ side = "user" }}, ad_id = {{ side = "item" }} }}
+towers.light.hidden = [4]
+models.light = {{ objective = "pointwise", tower = "light" }}
+""")
+    with pytest.raises(UserError, match=r"'light' has learnt nothing, .* no row that was trained on has a weight"):
+        Run(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run", quiet=True).train("light")
+    assert not (tmp_path / "run" / "models" / "light" / "result.json").exists()
+
+
 def test_a_hint_that_was_never_heard_is_said(copy: Path) -> None:
     run, said = opened(copy, "models.rocket.hint={gradient_share=0.3}")  # measured for longer than training lasts
     run.train("rocket")
@@ -525,6 +544,23 @@ def test_the_last_checkpoints_are_kept_beside_the_best(copy: Path) -> None:
     assert len(steps) == 6
     kept = sorted({*steps[-3:], result["best_step"]})
     assert [path.name for path in sorted((place / CHECKPOINTS).iterdir())] == [f"step-{step:08d}" for step in kept]
+
+
+def test_an_older_best_does_not_stand_for_a_damaged_one(copy: Path) -> None:
+    settings = ("train.lr=0.001", "train.keep_checkpoints=3", "train.patience=100", "train.epochs=3")
+    result = opened(copy, *settings)[0].train("light")
+    expected = weights(copy, "light")
+    place = copy / "models" / "light" / CHECKPOINTS
+    shutil.rmtree(place / f"step-{result['best_step']:08d}")
+    older = Checkpoints(place).best()
+    assert older is not None
+    assert older.step < result["best_step"] == result["steps"]
+    assert not equal(weights(copy, "light"), expected)
+    run, said = opened(copy, *settings)
+    assert not run.is_trained("light")
+    run.train("light")
+    assert any(f"goes on from step {older.step}" in line for line in said)
+    assert equal(weights(copy, "light"), expected)
 
 
 def _killed(path: Path, content: Any) -> None:

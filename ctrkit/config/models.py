@@ -48,6 +48,10 @@ class _Model(Strict):
         """Networks of models above, or columns of the log, that teach it."""
         return ()
 
+    def changed(self, *keys: str) -> list[str]:
+        """Those of some keys that are not as they are where nobody says anything; a recipe that is kept says all."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
+
     @property
     def hints(self) -> dict[str, HintConfig]:
         """Hints on logits, by key."""
@@ -128,7 +132,7 @@ class RocketLaunchingConfig(TaughtConfig):
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
-        if not isinstance(self.route, str) and self.share == "none" and not self.shared_layers:
+        if not isinstance(self.route, str) and self.route < 1 and self.share == "none" and not self.shared_layers:
             raise ValueError(
                 f'route = {self.route:g} is a share of the gradient to what both have: with share = "none" '
                 'and no shared_layers that is nothing; take route = "paper" or "none"'
@@ -313,8 +317,8 @@ class CoTrainingConfig(TaughtConfig):
                 if role not in self.networks:
                     raise ValueError(f"{key} names '{role}', which is not in networks: {sorted(self.networks)}")
         sharing = self.networks.keys() - set(self.own_tables)
-        for role in self.gradient_to_shared:
-            if role not in sharing or len(sharing) == 1:
+        for role, share in self.gradient_to_shared.items():
+            if share < 1 and (role not in sharing or len(sharing) == 1):
                 raise ValueError(
                     f"gradient_to_shared of '{role}', which shares nothing: it, or all others, is in own_tables"
                 )
@@ -407,10 +411,9 @@ class SlimmableConfig(_Model):
                 "the narrower widths learn from nothing: give distillation, label_weight, or a booster whose hint has "
                 "a weight"
             )
-        if self.sampling == "list":
-            for key in sorted({"samples", "non_uniform"} & self.model_fields_set):
-                raise ValueError(f'{key} is about widths that are drawn; sampling = "list" trains those of `widths`')
-        if self.norm != "universal_batch_norm" and "calibration_rows" in self.model_fields_set:
+        for key in self.changed("samples", "non_uniform") if self.sampling == "list" else ():
+            raise ValueError(f'{key} is about widths that are drawn; sampling = "list" trains those of `widths`')
+        if self.norm != "universal_batch_norm" and self.changed("calibration_rows"):
             raise ValueError(f"calibration_rows are for universal_batch_norm, the norm is {self.norm}")
         if self.gradient_to_tables == 0 and not self.boosters:
             raise ValueError(

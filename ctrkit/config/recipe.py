@@ -241,7 +241,7 @@ class Recipe(Strict):
         self._check_slice(name, model)
         self._check_mean(name, model)
         if isinstance(model, SlimmableConfig) and not self.towers[model.tower].batch_norm:
-            for key in sorted({"norm", "calibration_rows"} & model.model_fields_set):
+            for key in model.changed("norm", "calibration_rows"):
                 raise ValueError(f"model '{name}': {key} is about batch norm, which tower '{model.tower}' has not")
         unexposed = isinstance(model, TaughtConfig) and model.unexposed > 0
         if unexposed and not self.schema_().side("item"):
@@ -284,7 +284,7 @@ class Recipe(Strict):
                 f"privileged, no wider than '{source.tower}', {theirs.hidden}, and have its activation, batch_norm and "
                 "layer_norm"
             )
-        if model.train.warm_start is not None:
+        if model.train.warm_start not in (None, self.train.warm_start):
             raise ValueError(
                 f"model '{name}' starts from a slice of '{model.slice_of}'; its train.warm_start would be another start"
             )

@@ -47,7 +47,7 @@ def check_columns(log: ClickLog, schema: Schema) -> None:
     for column in RESERVED:
         if column in wanted:
             raise UserError(f"column '{column}', which {wanted[column]} names: ctrkit uses the name; rename the column")
-    for file in log.files[1:]:
+    for file in log.files:
         names = [*file.schema.names, *file.partition]
         if not wanted.keys() <= set(names):
             require_columns(pa.schema([(n, pa.null()) for n in names]), wanted, file.path)
@@ -232,9 +232,9 @@ def weights(chunk: Chunk, column: str) -> Float32Array:
     """Weights of the impressions.
 
     Raises:
-        UserError: one is negative, infinite, NaN or missing.
+        UserError: one is negative, infinite in single precision, NaN or missing.
     """
-    values_N = _finite(chunk, column, "weight", 0.0, np.inf)
+    values_N = _finite(chunk, column, "weight", 0.0, float(np.finfo(np.float32).max))
     return values_N.astype(np.float32)
 
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ from ctrkit.errors import UserError
 
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet"}
 SUFFIXES |= {f".{text}{packed}": text for text in ("csv", "tsv") for packed in ("", ".gz", ".bz2", ".zst")}
+_BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -55,6 +57,7 @@ def find_files(path: str, format: Format) -> list[tuple[Any, Any]]:
     filesystem, inner = filesystem_of(path)
     found = _list(filesystem, inner, format)
     if found:
+        _check_one_log(path, [str(info.path) for info in found], format)
         return [(filesystem, info) for info in found]
     info = filesystem.get_file_info(inner)
     if glob.has_magic(inner) and info.type == pafs.FileType.NotFound:
@@ -85,7 +88,27 @@ def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
         return files if format != "auto" or format_of(root) else []
     below = len(PurePosixPath(root).parts)
     visible = [i for i in files if not any(p[0] in "._" for p in PurePosixPath(i.path).parts[below:])]
-    return sorted((i for i in visible if format != "auto" or format_of(i.path)), key=lambda info: str(info.path))
+    wanted = {"parquet", "csv", "tsv"} if format == "auto" else {format, None}  # none: its name says nothing
+    return sorted((i for i in visible if format_of(i.path) in wanted), key=lambda info: str(info.path))
+
+
+def _check_one_log(path: str, files: Sequence[str], format: Format) -> None:
+    """Refuse a log that lies there twice, in two formats or packings: its impressions would count twice."""
+    formats: dict[str | None, str] = {}
+    names: dict[str, str] = {}
+    for file in files:
+        formats.setdefault(format_of(file), file)
+        suffix = next((each for each in _BY_LENGTH if file.lower().endswith(each)), "")
+        name = file[: len(file) - len(suffix)]
+        same = names.setdefault(name, file)
+        if same != file and suffix:
+            raise UserError(f"{path}: {same} and {file} look like one file twice; leave one of them there")
+    if len(formats) > 1 and format == "auto":
+        one, other, *_ = formats.values()
+        raise UserError(
+            f"{path}: {one} and {other} are of two formats; a log has one: give a glob of those that are meant, or "
+            "data.format"
+        )
 
 
 def _split_glob(path: str) -> tuple[str, str | None]:

@@ -24,6 +24,7 @@ _DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What Arrow raises of a file that it cannot read."""
 _HEADER_BYTES = 1 << 16
+_PACKINGS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
@@ -251,18 +252,25 @@ def _dictionaries(schema: pa.Schema, metadata: Any) -> frozenset[str]:
 
 def _open_text(filesystem: Any, path: str, types: Mapping[str, pa.DataType], delimiter: str) -> Any:
     return pacsv.open_csv(
-        filesystem.open_input_stream(path),  # unpacks by the name's ending
+        _open_stream(filesystem, path),
         pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False),  # threads lose the number of a bad row
-        pacsv.ParseOptions(delimiter=delimiter),
+        # what writes tabs writes no quotes: in a text that begins with one they would swallow rows
+        pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if delimiter == "," else False),
         convert_options=pacsv.ConvertOptions(
             include_columns=list(types), column_types=types, null_values=_CSV_NULLS, strings_can_be_null=True
         ),
     )
 
 
+def _open_stream(filesystem: Any, path: str) -> Any:
+    """The text of a file, unpacked by its name's ending, in letters of any size."""
+    packed = next((name for ending, name in _PACKINGS.items() if path.lower().endswith(ending)), None)
+    return filesystem.open_input_stream(path, compression=packed)
+
+
 def _check_separator(filesystem: Any, path: str, delimiter: str) -> None:
     """Refuse a file whose header has another separator than its own: all of it would be one column."""
-    with filesystem.open_input_stream(path) as stream:
+    with _open_stream(filesystem, path) as stream:
         header = stream.read(_HEADER_BYTES).partition(b"\n")[0]
     marks = [mark for mark in _SEPARATORS if mark.encode() in header] if delimiter.encode() not in header else []
     if marks:

@@ -180,7 +180,7 @@ def _open_parquet(path: str) -> ClickLog:
     filesystem, inner = filesystem_of(path)
     kind = filesystem.get_file_info(inner).type
     if kind == pafs.FileType.File:
-        if format_of(path) == "csv":
+        if format_of(path) in ("csv", "tsv"):
             raise UserError(f"{path}: predictions are Parquet, which states its types; write the file as Parquet")
         return open_log(path, "parquet")
     if kind == pafs.FileType.Directory:

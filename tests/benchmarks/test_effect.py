@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from benchmarks import effect, why
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, picture
+from ctrkit.atomic import lock
 from ctrkit.errors import UserError
 from ctrkit.training.code_digest import code_digest
 from tests import networks, small_recipe
@@ -176,6 +178,24 @@ def test_a_small_experiment_end_to_end(tmp_path: Path) -> None:
     )
     assert looked["light"]["churn"] > 0
     assert looked["mean"]["cka"].keys() == {"peer0", "peer1"}
+
+
+def test_experiments_that_share_a_prepared_log_wait_for_each_other(tmp_path: Path) -> None:
+    (tmp_path / "methods.toml").write_text(METHODS)
+    arguments = [
+        str(small_recipe.write(tmp_path)),
+        "--methods",
+        str(tmp_path / "methods.toml"),
+        "--runs",
+        str(tmp_path),
+    ]
+    held = lock(tmp_path / "small-effect" / "experiment")
+    try:
+        with pytest.raises(SystemExit, match="another process is writing it; wait for that one"):
+            effect.main(arguments)
+    finally:
+        os.close(held)
+    assert not (tmp_path / "small-effect" / "data").exists()
 
 
 def test_a_method_costs_what_its_costliest_seed_ships() -> None:

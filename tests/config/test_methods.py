@@ -212,7 +212,7 @@ def load(folder: Path, *overrides: str) -> Recipe:
                 [f'models.slim={{objective="slimmable",tower="light",sampling="list",{key}}}'],
                 f"models.slim: {key.split('=')[0]} is about widths that are drawn",
             )
-            for key in ("samples=4", "non_uniform=false")
+            for key in ("samples=3", "non_uniform=true")
         ),
         *(
             ([f'models.slim={{objective="slimmable",tower="light",{key}}}'], "model 'slim': .* tower 'light' has not")

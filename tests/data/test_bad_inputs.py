@@ -54,6 +54,12 @@ def one_file(folder: Path, name: str, content: bytes | str, split: dict[str, Any
     return case(folder / "log", {"split": split} if split else None)
 
 
+def csv_alone(folder: Path, content: bytes) -> Case:
+    (folder / "log").mkdir()
+    (folder / "log" / "x.csv").write_bytes(content)
+    return case(folder / "log", {"split": {"by": "random"}})
+
+
 def truncated(folder: Path) -> Case:
     return one_file(folder, "train.parquet", (write_parts(folder / "log") / "train.parquet").read_bytes()[:-200])
 
@@ -167,7 +173,7 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
         r"train\.csv: In CSV column #2: Row #2000002: .*invalid value 'seven'; correct that row",
     ),
     "CSV in Latin-1": (
-        lambda f: one_file(f, "x.csv", "click,user_id,prénom\n1,u,1\n".encode("latin-1"), {"by": "random"}),
+        lambda f: csv_alone(f, "click,user_id,prénom\n1,u,1\n".encode("latin-1")),
         r"x\.csv: not written as UTF-8 .*; convert it",
     ),
     "CSV with a header alone": (lambda f: csv(f, "click,user_id,x\n"), "leaves the train part empty"),
@@ -219,6 +225,10 @@ LOGS: dict[str, tuple[Callable[[Path], Case], str]] = {
         "row 4: weight .* is -1.0; it",
     ),
     "weight infinite": (replaced("importance", with_value(3, np.inf), weight="importance"), "row 4: weight .* is inf"),
+    "weight infinite in single precision": (
+        replaced("importance", with_value(3, 1e39), weight="importance"),
+        r"row 4: weight .* is 1e\+39; it must lie between 0 and 3\.4",
+    ),
     "weight of text": (replaced("importance", ["a"] * 300, weight="importance"), "weight 'importance' is string"),
     "oracle outside [0, 1]": (replaced("truth", with_value(299, 1.5), oracle="truth"), r"test.parquet, row 60: oracle"),
     # features

@@ -13,8 +13,10 @@ import pytest
 
 from ctrkit.config.data import Format
 from ctrkit.data import source
+from ctrkit.data.columns import check_columns
 from ctrkit.data.source import ClickLog, open_log
 from ctrkit.errors import UserError
+from ctrkit.schema import Schema
 
 LOG = pa.table({"a": list(range(100)), "b": [f"s{i % 7}" for i in range(100)], "day": [i // 25 for i in range(100)]})
 
@@ -83,12 +85,42 @@ def test_partition_values_are_text_unless_all_are_whole_numbers(tmp_path: Path) 
 def test_text_gives_the_same_rows(tmp_path: Path, format: Format, delimiter: str, packed: str) -> None:
     path = tmp_path / f"log.{format}{packed}"
     with pa.output_stream(path) as file:  # packs by the ending
-        pacsv.write_csv(LOG, file, pacsv.WriteOptions(delimiter=delimiter))
+        unquoted = pacsv.WriteOptions(delimiter=delimiter, quoting_style="none", quoting_header="none")
+        pacsv.write_csv(LOG, file, unquoted)
     log = open_log(str(path))
     assert read(log) == LOG.to_pydict()
     assert log.rows is None
-    other = path.rename(tmp_path / f"part{packed}")
+    loud = path.rename(tmp_path / path.name.upper())
+    assert read(open_log(str(loud))) == LOG.to_pydict()
+    other = loud.rename(tmp_path / f"part{packed}")
     assert read(open_log(str(other), format)) == LOG.to_pydict()
+
+
+def test_a_quote_in_a_text_between_tabs_is_a_quote(tmp_path: Path) -> None:
+    """Hive, Spark and MySQL write none around texts; as one that opens it would swallow what follows."""
+    (tmp_path / "log.tsv").write_text('a\tq\n1\t"best phone\n2\tx\n3\t"y"\n4\tz"\n')
+    log = open_log(str(tmp_path / "log.tsv"))
+    assert read(log, "a", "q") == {"a": [1, 2, 3, 4], "q": ['"best phone', "x", '"y"', 'z"']}
+
+
+def test_a_log_that_lies_there_twice_is_refused(tmp_path: Path) -> None:
+    pq.write_table(LOG, tmp_path / "log.parquet")
+    pacsv.write_csv(LOG, tmp_path / "more.csv")
+    with pytest.raises(UserError, match=r"log\.parquet and .*more\.csv are of two formats; a log has one"):
+        open_log(str(tmp_path))
+    assert read(open_log(str(tmp_path), "parquet")) == LOG.to_pydict()
+    assert read(open_log(f"{tmp_path}/*.csv")) == LOG.to_pydict()
+    (tmp_path / "more.csv.gz").write_bytes(gzip.compress((tmp_path / "more.csv").read_bytes()))
+    with pytest.raises(UserError, match=r"more\.csv and .*more\.csv\.gz look like one file twice"):
+        open_log(str(tmp_path), "csv")
+
+
+def test_a_first_file_without_a_column_is_named(tmp_path: Path) -> None:
+    pq.write_table(LOG.drop_columns(["b"]), tmp_path / "0.parquet")
+    pq.write_table(LOG, tmp_path / "1.parquet")
+    schema = Schema.from_mapping({"b": {"side": "item"}}, label="a", group="day")
+    with pytest.raises(UserError, match=r"0\.parquet.* 'b'"):
+        check_columns(open_log(str(tmp_path)), schema)
 
 
 def test_empty_fields_of_csv_are_null_and_na_is_a_text(tmp_path: Path) -> None:
