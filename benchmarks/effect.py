@@ -13,7 +13,6 @@ two seeds of one epoch, of a small log where the recipe's is synthetic.
 """
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ import torch
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, Scores, picture
 from benchmarks.report import arguments, emit, recipe_settings, table
-from ctrkit.atomic import lock, read_json, write_json
+from ctrkit.atomic import locked, read_json, write_json
 from ctrkit.config.recipe import as_dict, load_recipe, network_name
 from ctrkit.errors import UserError
 from ctrkit.evaluation.plots import draw_differences, save
@@ -90,11 +89,8 @@ class Bench:
 
     def result(self) -> dict[str, Any] | None:
         """What the JSON line holds; None before the test part is read."""
-        held = lock(self.place / "experiment", "give another --runs")  # its seeds share one prepared log
-        try:
+        with locked(self.place / "experiment", "give another --runs"):  # its seeds share one prepared log
             return self._result()
-        finally:
-            os.close(held)
 
     def _result(self) -> dict[str, Any] | None:
         run = open_run(self.experiment, [(self.experiment.baseline, 0)], self.seeds[0], self.place)

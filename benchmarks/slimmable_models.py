@@ -80,16 +80,15 @@ class Plan:
         return Recipe.model_validate(content)
 
     def _ablations(self) -> dict[str, Any]:
-        other = {
-            key: SlimmableConfig.model_fields[key].default for key in ("samples", "non_uniform", "calibration_rows")
-        }
-        listed = {**LABELS, **other, "sampling": "list"}
+        drawn = ("samples", "non_uniform", "calibration_rows")  # which listed widths have no use for
+        listed = {key: value for key, value in self.slim.items() if key not in drawn}
+        listed |= {**LABELS, "sampling": "list"}
         return {
             "random": {**self.slim, "sampling": "random"},
             "no_distillation": {**self.slim, **LABELS},
-            "listed": {**self.slim, **listed},
-            "bn_shared": {**self.slim, **listed, "tower": "light_bn", "norm": "shared_batch_norm"},
-            "bn_switchable": {**self.slim, **listed, "tower": "light_bn", "norm": "switchable_batch_norm"},
+            "listed": listed,
+            "bn_shared": {**listed, "tower": "light_bn", "norm": "shared_batch_norm"},
+            "bn_switchable": {**listed, "tower": "light_bn", "norm": "switchable_batch_norm"},
             "bn_universal": {**self.slim, "tower": "light_bn", "norm": "universal_batch_norm"},
             "bn_alone": {"objective": "pointwise", "tower": "light_bn"},
         }

@@ -25,7 +25,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         UserError: another process is writing `target`, or the disk is full.
     """
-    with _locked(target):
+    with locked(target):
         for left in target.parent.glob(f".{target.name}.old-*"):  # killed between the two renames below
             if not target.exists():
                 left.rename(target)
@@ -56,9 +56,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target` meanwhile."""
-    descriptor = lock(target)
+def locked(target: Path, way_out: str = "give another path") -> Iterator[None]:
+    """Hold the lock of `target` meanwhile; see `lock`."""
+    descriptor = lock(target, way_out)
     try:
         yield
     finally:

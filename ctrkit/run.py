@@ -221,9 +221,7 @@ class Run:
     def _start(self, model: str) -> list[str] | None:
         """What identifies the weights of another run that a model starts from; None if it starts from none."""
         run, place = self.recipe.train_config(model).warm_start, self.directory / "models" / model
-        if run is None or self._slice_of(model) is not None:  # a slice starts from a model of this run
-            return None
-        return self.ranks.on_first(lambda: start_identity(run, model, place))
+        return None if run is None else self.ranks.on_first(lambda: start_identity(run, model, place))
 
     def _slice_of(self, model: str) -> str | None:
         """The slimmable model that a model starts from."""

@@ -233,7 +233,7 @@ class ModelTraining:
         if isinstance(self.slice_of, Slimmable):
             rows = self.slice_of.calibration_rows or CALIBRATION_ROWS
             start_from_slice(objective, self.slice_of, self._sample(rows))
-        if self.config.warm_start is None or self.slice_of is not None:
+        if self.config.warm_start is None:
             self.ranks.on_first(lambda: (self.directory / START).unlink(missing_ok=True))
             return
         source = Source.open(source_directory(self.config.warm_start, self.model), self.ranks)

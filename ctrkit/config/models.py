@@ -411,8 +411,9 @@ class SlimmableConfig(_Model):
                 "the narrower widths learn from nothing: give distillation, label_weight, or a booster whose hint has "
                 "a weight"
             )
-        for key in self.changed("samples", "non_uniform") if self.sampling == "list" else ():
-            raise ValueError(f'{key} is about widths that are drawn; sampling = "list" trains those of `widths`')
+        idle = self.changed("samples", "non_uniform")
+        if self.sampling == "list" and idle:
+            raise ValueError(f'{idle[0]} is about widths that are drawn; sampling = "list" trains those of `widths`')
         if self.norm != "universal_batch_norm" and self.changed("calibration_rows"):
             raise ValueError(f"calibration_rows are for universal_batch_norm, the norm is {self.norm}")
         if self.gradient_to_tables == 0 and not self.boosters:

@@ -241,8 +241,9 @@ class Recipe(Strict):
         self._check_slice(name, model)
         self._check_mean(name, model)
         if isinstance(model, SlimmableConfig) and not self.towers[model.tower].batch_norm:
-            for key in model.changed("norm", "calibration_rows"):
-                raise ValueError(f"model '{name}': {key} is about batch norm, which tower '{model.tower}' has not")
+            idle = model.changed("norm", "calibration_rows")
+            if idle:
+                raise ValueError(f"model '{name}': {idle[0]} is about batch norm, which tower '{model.tower}' has not")
         unexposed = isinstance(model, TaughtConfig) and model.unexposed > 0
         if unexposed and not self.schema_().side("item"):
             raise ValueError(
@@ -276,15 +277,14 @@ class Recipe(Strict):
         fits = len(ours.hidden) == len(theirs.hidden) and all(
             a <= b for a, b in zip(ours.hidden, theirs.hidden, strict=True)
         )
-        alike = ours.activation == theirs.activation and _norms(ours) == _norms(theirs) and ours.kind == "mlp"
-        alike = alike and not ours.privileged
-        if not fits or not alike:
+        alike = ours.activation == theirs.activation and _norms(ours) == _norms(theirs)
+        if not fits or not alike or ours.kind != "mlp" or ours.privileged:
             raise ValueError(
                 f"model '{name}' is a slice of '{model.slice_of}': tower '{model.tower}' must be of kind mlp, not "
                 f"privileged, no wider than '{source.tower}', {theirs.hidden}, and have its activation, batch_norm and "
                 "layer_norm"
             )
-        if model.train.warm_start not in (None, self.train.warm_start):
+        if model.train.warm_start is not None:
             raise ValueError(
                 f"model '{name}' starts from a slice of '{model.slice_of}'; its train.warm_start would be another start"
             )
@@ -343,9 +343,11 @@ class Recipe(Strict):
         return Schema(features=tuple(self.features.values()), **self.columns.model_dump())
 
     def train_config(self, model: str) -> TrainConfig:
-        """[train] with the overrides of one model."""
-        overrides = self.models[model].train
-        return self.train.model_copy(update={key: getattr(overrides, key) for key in overrides.model_fields_set})
+        """[train] with the overrides of one model; a slice starts from its slimmable model, never warm."""
+        config = self.models[model]
+        sliced = isinstance(config, PointwiseConfig) and config.slice_of is not None
+        overrides = {key: getattr(config.train, key) for key in config.train.model_fields_set}
+        return self.train.model_copy(update={**overrides, **({"warm_start": None} if sliced else {})})
 
     @property
     def export_model(self) -> str:

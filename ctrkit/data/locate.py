@@ -13,9 +13,10 @@ import pyarrow.fs as pafs
 from ctrkit.config.data import Format
 from ctrkit.errors import UserError
 
+PACKINGS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""Compression of a text by the ending of its name."""
 SUFFIXES = {".parquet": "parquet", ".pq": "parquet"}
-SUFFIXES |= {f".{text}{packed}": text for text in ("csv", "tsv") for packed in ("", ".gz", ".bz2", ".zst")}
-_BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
+SUFFIXES |= {f".{text}{packed}": text for text in ("csv", "tsv") for packed in ("", *PACKINGS)}
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -88,7 +89,7 @@ def _list(filesystem: Any, path: str, format: Format) -> list[Any]:
         return files if format != "auto" or format_of(root) else []
     below = len(PurePosixPath(root).parts)
     visible = [i for i in files if not any(p[0] in "._" for p in PurePosixPath(i.path).parts[below:])]
-    wanted = {"parquet", "csv", "tsv"} if format == "auto" else {format, None}  # none: its name says nothing
+    wanted = {*SUFFIXES.values()} if format == "auto" else {format, None}  # none: its name says nothing
     return sorted((i for i in visible if format_of(i.path) in wanted), key=lambda info: str(info.path))
 
 
@@ -98,10 +99,8 @@ def _check_one_log(path: str, files: Sequence[str], format: Format) -> None:
     names: dict[str, str] = {}
     for file in files:
         formats.setdefault(format_of(file), file)
-        suffix = next((each for each in _BY_LENGTH if file.lower().endswith(each)), "")
-        name = file[: len(file) - len(suffix)]
-        same = names.setdefault(name, file)
-        if same != file and suffix:
+        same = names.setdefault(file[: len(file) - len(_suffix(file))], file)
+        if same != file:
             raise UserError(f"{path}: {same} and {file} look like one file twice; leave one of them there")
     if len(formats) > 1 and format == "auto":
         one, other, *_ = formats.values()
@@ -128,7 +127,12 @@ def _matches(path: str, pattern: str) -> bool:
 
 def format_of(path: str) -> str | None:
     """`parquet`, `csv` or `tsv` by the file's name; None if it says none of them."""
-    return next((format for suffix, format in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+    return SUFFIXES.get(_suffix(path))
+
+
+def _suffix(path: str) -> str:
+    """That of SUFFIXES in which the file's name ends, in letters of any size; empty if in none."""
+    return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
 
 
 def partition_of(path: str) -> dict[str, str | None]:

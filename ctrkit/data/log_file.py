@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ctrkit.config.data import Format
-from ctrkit.data.locate import format_of, partition_of
+from ctrkit.data.locate import PACKINGS, format_of, partition_of
 from ctrkit.errors import UserError
 
 _CSV_BLOCK_BYTES = 8 << 20  # column types of a CSV file are inferred from its first block
@@ -24,7 +24,6 @@ _DICTIONARY_ROWS = 1 << 16  # rows of a row group for which its dictionaries pay
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What Arrow raises of a file that it cannot read."""
 _HEADER_BYTES = 1 << 16
-_PACKINGS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _CSV_NULLS = ["", "NULL", "null", "\\N", "NaN", "nan"]
@@ -61,8 +60,8 @@ class LogFile:
     """Values of the columns that stand in its path (`day=2025-03-03`)."""
     row_group_rows: tuple[int, ...] | None
     """None for text, which has none."""
-    delimiter: str = ","
-    """Of the columns of text."""
+    delimiter: str | None
+    """Of the columns of text; None for Parquet."""
     dictionaries: frozenset[str] = frozenset()
     """Columns of texts that every row group holds as a dictionary and indices, and may be read so."""
     row_groups: tuple[int, ...] | None = None
@@ -166,7 +165,7 @@ class LogFile:
     def _read(
         self, columns: Sequence[str], schema: pa.Schema, rows: int, encoded: Collection[str] = ()
     ) -> Iterator[pa.RecordBatch]:
-        if self.row_group_rows is None:
+        if self.delimiter is not None:
             types = {name: schema.field(name).type for name in columns}
             with _open_text(self.filesystem, self.path, types, self.delimiter) as reader:
                 for batch in reader:
@@ -217,7 +216,7 @@ def open_file(filesystem: Any, info: Any, format: Format, partition_types: Mappi
         schema,
         partition,
         row_group_rows,
-        delimiter or ",",
+        delimiter,
         dictionaries,
     )
 
@@ -264,7 +263,7 @@ def _open_text(filesystem: Any, path: str, types: Mapping[str, pa.DataType], del
 
 def _open_stream(filesystem: Any, path: str) -> Any:
     """The text of a file, unpacked by its name's ending, in letters of any size."""
-    packed = next((name for ending, name in _PACKINGS.items() if path.lower().endswith(ending)), None)
+    packed = next((name for ending, name in PACKINGS.items() if path.lower().endswith(ending)), None)
     return filesystem.open_input_stream(path, compression=packed)
 
 

@@ -117,6 +117,11 @@ class Embedding(nn.Module):
                 self._first_row[table.name] = num_rows
                 num_rows += table.num_rows
         self.lookups = self._lookups()
+        # how many features of a width are averaged, how many summed: a batch of no rows cannot tell
+        self._pooled: dict[int, list[int]] = {dim: [] for dim in _by_dim(tables)}
+        for (dim, pooling), alike in groupby(self.lookups, key=lambda each: (each.dim, each.pooling)):
+            if pooling is not None:
+                self._pooled[dim].append(len(list(alike)))
         self._allocate()
 
     def _allocate(self) -> None:
@@ -219,11 +224,6 @@ class Embedding(nn.Module):
             found[str(dim)] = Address(single_BS, bags)
         return found
 
-    def _pooled(self, dim: int) -> list[int]:
-        """How many features are averaged, how many are summed: those of both that there are, as `lookups` has them."""
-        pooling = [lookup.pooling for lookup in self.lookups if lookup.dim == dim and lookup.pooling is not None]
-        return [len(list(alike)) for _, alike in groupby(pooling)]
-
     def _unpooled(self, dim: int) -> list[str]:
         return [lookup.feature for lookup in self.lookups if lookup.dim == dim and lookup.feature in self.unpooled]
 
@@ -244,7 +244,7 @@ class Embedding(nn.Module):
             parts.append(single_BX)
             parts += [  # of L features: [L B, E] to [B, L E]
                 pooled_ME.view(count, len(batch), int(dim)).transpose(0, 1).flatten(1)
-                for count, pooled_ME in zip(self._pooled(int(dim)), pooled, strict=True)
+                for count, pooled_ME in zip(self._pooled[int(dim)], pooled, strict=True)
             ]
         parts = [part for part in parts if part.shape[1]]
         if self.num_dense:

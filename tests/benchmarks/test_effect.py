@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import torch
 from benchmarks import effect, why
 from benchmarks.effect_methods import Experiment
 from benchmarks.effect_scores import Row, picture
-from ctrkit.atomic import lock
+from ctrkit.atomic import locked
 from ctrkit.errors import UserError
 from ctrkit.training.code_digest import code_digest
 from tests import networks, small_recipe
@@ -189,12 +188,11 @@ def test_experiments_that_share_a_prepared_log_wait_for_each_other(tmp_path: Pat
         "--runs",
         str(tmp_path),
     ]
-    held = lock(tmp_path / "small-effect" / "experiment")
-    try:
-        with pytest.raises(SystemExit, match="another process is writing it; wait for that one"):
-            effect.main(arguments)
-    finally:
-        os.close(held)
+    with (
+        locked(tmp_path / "small-effect" / "experiment"),
+        pytest.raises(SystemExit, match="another process is writing it; wait for that one"),
+    ):
+        effect.main(arguments)
     assert not (tmp_path / "small-effect" / "data").exists()
 
 
