@@ -45,7 +45,7 @@ class Server:
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self._heard = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
             listening = self.wait("listening")
@@ -152,7 +152,8 @@ class Server:
             self.process.kill()
             raise
         finally:
-            self._reader.join()
+            self._reader.join(PATIENCE_S)
+            assert not self._reader.is_alive(), "a process of the server's outlives it"
             assert self.process.stderr is not None
             self.process.stderr.close()
 

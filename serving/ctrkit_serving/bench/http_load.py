@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 
 import numpy as np
 
@@ -22,11 +23,16 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.load.made(self)
 
     def send(self, request: bytes, due: float) -> None:
         assert self.transport is not None
         self.due, self.sent, self.busy = due, time.perf_counter(), True
         self.transport.write(request)
+
+    def abort(self) -> None:
+        assert self.transport is not None
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         received = self._received
@@ -37,8 +43,7 @@ class _Connection(asyncio.Protocol):
         head = bytes(received[:end]).lower()
         status, length = head[9:12], head.partition(b"content-length:")[2].partition(b"\r\n")[0].strip()
         if not self.busy or not status.isdigit() or not length.isdigit():
-            assert self.transport is not None
-            self.transport.abort()  # it is no answer, or nobody's: the request is lost
+            self.abort()  # it is no answer, or nobody's: the request is lost
             return
         if len(received) < end + 4 + int(length):
             return
@@ -81,10 +86,10 @@ class _Load:
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            _, connection = await loop.create_connection(lambda: _Connection(self), *self._place)
-        except OSError:
-            return
+        with suppress(OSError):
+            await loop.create_connection(lambda: _Connection(self), *self._place)
+
+    def made(self, connection: _Connection) -> None:
         self._open.add(connection)
         self.free(connection)
 
@@ -144,10 +149,16 @@ class _Load:
             await asyncio.sleep(0.001)
         self._ending = True
         self.answers.lost += len(self._late) + self._busy()
+        self._late.clear()
+        # One that is being made when the event loop ends would stay open, and its server wait for what it will ask.
+        for task in self._connecting:
+            task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
         for connection in self._open:
             connection.busy = False  # it is counted
-            if connection.transport is not None:
-                connection.transport.close()
+            connection.abort()
+        while self._open:
+            await asyncio.sleep(0)
 
     def _busy(self) -> int:
         """Requests under way."""

@@ -1,14 +1,16 @@
 """`ctrkit bench`: a stall is seen, scores are checked, a slower model fails its gate."""
 
 import argparse
+import gc
 import json
 import socket
 import socketserver
 import threading
 import time
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,20 +98,25 @@ class Stalling(socketserver.StreamRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
 
-@pytest.fixture
-def stalling() -> Iterator[tuple[str, int]]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stalling) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
+@contextmanager
+def serving(handler: type[socketserver.BaseRequestHandler]) -> Iterator[tuple[str, int]]:
+    """A server in a thread, which ends whatever its clients leave open."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads, server.block_on_close = True, False
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        yield "127.0.0.1", server.server_address[1]
-        server.shutdown()
-        thread.join()
+        try:
+            yield "127.0.0.1", server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-def test_a_stall_of_a_server_is_seen(stalling: tuple[str, int]) -> None:
-    request = Target(*stalling, "m").request({"ids": np.zeros((1, 1), np.int64)})
-    found = open_loop(stalling, [request], rate=400, seconds=1.0, connections=1)
+def test_a_stall_of_a_server_is_seen() -> None:
+    with serving(Stalling) as place:
+        request = Target(*place, "m").request({"ids": np.zeros((1, 1), np.int64)})
+        found = open_loop(place, [request], rate=400, seconds=1.0, connections=1)
     assert found.share(200) == 1
     due, sent = found.latency(), found.latency(from_due=False)
     assert np.count_nonzero(due > 30) >= 20  # of about forty that became due meanwhile
@@ -199,15 +206,8 @@ class Lying(socketserver.StreamRequestHandler):
         self.wfile.write(self.answer)
 
 
-@contextmanager
-def lying(answer: bytes) -> Iterator[tuple[str, int]]:
-    handler = type("Handler", (Lying,), {"answer": answer})
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield "127.0.0.1", server.server_address[1]
-        server.shutdown()
-        thread.join()
+def lying(answer: bytes) -> AbstractContextManager[tuple[str, int]]:
+    return serving(type("Handler", (Lying,), {"answer": answer}))
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -227,6 +227,17 @@ def test_what_is_no_answer_is_a_lost_request(answer: bytes, caplog: pytest.LogCa
     assert found.status == []
     assert found.lost > 10
     assert caplog.records == []  # no traceback of asyncio's
+
+
+def test_a_load_leaves_no_connection_open() -> None:
+    """Nor one that was being made when it ended: its server would wait for a request for ever."""
+    with lying(b"hello world\r\n\r\n") as place, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        request = Target(*place, "m").request({"ids": np.zeros((1, 1), np.int64)})
+        for _ in range(40):
+            open_loop(place, [request], rate=2000, seconds=0.02, connections=4)
+            gc.collect()  # what is open still is said to be
+    assert [str(warning.message) for warning in seen] == []
 
 
 def test_a_load_of_a_server_that_is_gone_ends_soon() -> None:
