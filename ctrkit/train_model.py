@@ -103,6 +103,7 @@ class ModelTraining:
             negative_rate=config.negative_rate,
             label_rate=config.label_rate,
             teachers=self.recipe.teacher_columns(self.model),
+            draws=self.recipe.draws(self.model),
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )

@@ -132,6 +132,6 @@ with temporary_directory(Path(sys.argv[1]), "outer") as outer, temporary_directo
 def test_a_temporary_directory_may_hold_another(tmp_path: Path) -> None:
     """`ctrkit slim` exports into its own; a process must not wait for itself."""
     command = [sys.executable, "-c", _NESTED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.stdout == "['.outer', '.inner'] True\n", done.stderr
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ctrkit.config.data import Strict
 from ctrkit.config.hints import HintConfig, KlHintConfig, LayerHintConfig, LessonConfig
 from ctrkit.config.train import TrainConfig
-from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE
+from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE, DrawnBy
 
 CALIBRATION_ROWS = 65_536
 """Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
@@ -249,6 +249,9 @@ class EnsembleConfig(_Model):
     """Their towers; one may stand there several times: each member starts from other weights."""
     serve: Literal["best", "mean"] = "best"
     """What ships, if it does: the best member on the validation part, or the mean of all."""
+    cross_fit: DrawnBy | None = None
+    """Each member leaves out another part of the log, rows or whole groups by chance, and teaches on that part alone
+    (Dao et al., ICLR 2021); on candidates that nobody saw all teach."""
 
     @property
     def towers(self) -> tuple[str, ...]:

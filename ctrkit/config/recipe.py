@@ -24,7 +24,7 @@ from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, Slimmab
 from ctrkit.config.overrides import apply_override
 from ctrkit.config.train import TrainConfig
 from ctrkit.errors import UserError
-from ctrkit.names import MEAN
+from ctrkit.names import MEAN, DrawnBy
 from ctrkit.schema import Feature, Schema
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -323,6 +323,12 @@ class Recipe(Strict):
         """Columns of the log that teach a model."""
         frozen = self.frozen_teachers(model)
         return [name for name in dict.fromkeys(self.teachers(self.models[model].taught_by)) if name not in frozen]
+
+    def draws(self, model: str) -> list[DrawnBy]:
+        """By what the folds are drawn that a model, or one that teaches it, leaves out."""
+        models = [model, *(teacher for teacher, _ in self.frozen_teachers(model).values())]
+        found = [config.cross_fit for config in map(self.models.get, models) if isinstance(config, EnsembleConfig)]
+        return [by for by in dict.fromkeys(found) if by is not None]
 
     def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names of teachers, an ensemble's replaced by those of its members."""

@@ -10,9 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctrkit.data.columns import LABEL, TEACHER, WEIGHT
+from ctrkit.data.columns import GROUP, LABEL, TEACHER, WEIGHT
+from ctrkit.data.ids import text_keys
 from ctrkit.errors import UserError
+from ctrkit.names import DrawnBy
+from ctrkit.raw_values import mix
 from ctrkit.schema import Schema, SequenceFeature
+
+_DRAWS = 0x464F4C44  # a stream of its own, whatever the seed: what one model has left out, another one is taught on
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Rows:
     """Index of the row group."""
     teachers_RT: npt.NDArray[np.float32]
     """Logits of T other models."""
+    draws_RU: npt.NDArray[np.float32]
+    """`Batch.draws`, of U units."""
 
     def __len__(self) -> int:
         return len(self.label_R)
@@ -43,6 +50,7 @@ class Rows:
             self.weight_R[index],
             self.origin_R[index],
             self.teachers_RT[index],
+            self.draws_RU[index],
         )
 
 
@@ -63,6 +71,7 @@ class RowGroups:
         schema: of the log.
         files: in row order.
         teachers: columns of other models' scores that are read too.
+        draws: what draws are wanted.
         label_rate: share of the labels that is told; the others are NaN.
         seed: of which ones.
 
@@ -76,13 +85,14 @@ class RowGroups:
         files: Sequence[Path],
         teachers: Sequence[str] = (),
         *,
+        draws: Sequence[DrawnBy] = (),
         label_rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.single = [f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature)]
         self.sequences = {f.name: f.max_len for f in schema.sparse_features if isinstance(f, SequenceFeature)}
         self.dense = [f.name for f in schema.dense_features]
-        self.teachers = list(teachers)
+        self.teachers, self.draws = list(teachers), list(draws)
         self._label_rate, self._seed = label_rate, seed
         self.paths = list(files)
         self._files = [_open(path) for path in files]
@@ -107,6 +117,7 @@ class RowGroups:
         group = self.groups[index]
         columns = [LABEL, *([WEIGHT] if self._has_weight else []), *self.single, *self.sequences, *self.dense]
         teachers = [TEACHER + name for name in self.teachers]
+        columns += [GROUP] if "group" in self.draws else []
         try:
             table = self._files[group.file].read_row_group(group.number, columns=[*columns, *teachers])
         except (pa.ArrowException, OSError) as error:
@@ -126,7 +137,20 @@ class RowGroups:
             weight_R=table[WEIGHT].to_numpy() if self._has_weight else np.ones(rows, np.float32),
             origin_R=np.full(rows, index, np.int32),
             teachers_RT=_stack(table, teachers, np.float32),
+            draws_RU=self._draws(table, index),
         )
+
+    def _draws(self, table: pa.Table, index: int) -> npt.NDArray[np.float32]:
+        out = np.empty((table.num_rows, len(self.draws)), np.float32)
+        for i, by in enumerate(self.draws):
+            if by == "row":
+                out[:, i] = np.random.default_rng((_DRAWS, index)).random(table.num_rows, np.float32)
+                continue
+            group = table[GROUP].combine_chunks()
+            keys_R = text_keys(group, GROUP) if pa.types.is_string(group.type) else group.to_numpy()
+            mixed_R = mix(keys_R.astype(np.int64).view(np.uint64) ^ np.uint64(_DRAWS))
+            out[:, i] = np.ldexp((mixed_R >> np.uint64(40)).astype(np.float32), -24)  # 24 bits, which float32 holds
+        return out
 
 
 class OrderedRows:
@@ -199,6 +223,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         np.concatenate([p.weight_R for p in parts]),
         np.concatenate([p.origin_R for p in parts]),
         np.concatenate([p.teachers_RT for p in parts]),
+        np.concatenate([p.draws_RU for p in parts]),
     )
 
 
@@ -209,6 +234,7 @@ _NONE = Rows(
     np.zeros(0, np.float32),
     np.zeros(0, np.float32),
     np.zeros(0, np.int32),
+    np.zeros((0, 0), np.float32),
     np.zeros((0, 0), np.float32),
 )
 

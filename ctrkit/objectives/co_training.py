@@ -18,6 +18,7 @@ from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.tower import Lists, Tower, Vectors
+from ctrkit.objectives.fold import Fold
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
 from ctrkit.objectives.objective import Objective, batch_label_loss, scaled
@@ -45,6 +46,8 @@ class CoTraining(Objective):
         unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
+        folds: by name of a network or a frozen teacher: what it does not learn from, and alone teaches on, but for
+            impressions of no log, such as candidates, on which it speaks with the others.
         shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
 
     Raises:
@@ -65,6 +68,7 @@ class CoTraining(Objective):
         crossing: Crossing | None = None,
         unexposed: float = 0.0,
         in_turn: bool = False,
+        folds: Mapping[str, Fold] | None = None,
         shipped: Sequence[str] = (),
     ) -> None:
         super().__init__(networks, shipped)
@@ -73,6 +77,7 @@ class CoTraining(Objective):
         self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
         self.gradient_to_shared = dict(gradient_to_shared or {})
         self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
+        self.folds = dict(folds or {})
         self.mean_of = tuple(networks) if MEAN in shipped else ()
         self.turns = len(networks) if in_turn else 1
         self._held: str | None = None
@@ -277,7 +282,7 @@ class CoTraining(Objective):
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
-        known_KB = ~torch.stack(teachers).isnan()
+        known_KB = torch.stack([self._knows(*named, batch) for named in zip(lesson.teachers, teachers, strict=True)])
         known_B = known_KB.any(0)
         teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
@@ -292,6 +297,16 @@ class CoTraining(Objective):
                 squares += self._squares(lesson, student_B, teachers, known_KB, known_B, batch)
             weight *= lesson.hint.scale(squares, step)
         return weight * _mean_hint(lesson, student_B, teachers, known_KB) * known_B
+
+    def _knows(self, name: str, logit_B: Tensor, batch: Batch) -> Tensor:
+        """Where a teacher has something to say: a score, of an impression that it has not learnt."""
+        known_B, held_B = ~logit_B.isnan(), self._left_out(name, batch)
+        return known_B if held_B is None else known_B & held_B
+
+    def _left_out(self, name: str, batch: Batch) -> Tensor | None:
+        """What a network has not learnt from: None where that is no question."""
+        fold = self.folds.get(name)
+        return None if fold is None else fold.holds(batch)
 
     def _squares(
         self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor, known_B: Tensor,
@@ -311,8 +326,12 @@ class CoTraining(Objective):
 
     def _label_loss(self, role: str, logit_B: Tensor, batch: Batch) -> Tensor:
         """Weighted; a label weight of 0 counts as 1 where a hint is measured by it."""
-        loss_B = batch_label_loss(logit_B, batch, self.label_smoothing)
-        return loss_B * (self.label_weight.get(role, 1.0) or 1.0)
+        loss_B = batch_label_loss(logit_B, batch, self.label_smoothing) * (self.label_weight.get(role, 1.0) or 1.0)
+        left_out_B = self._left_out(role, batch)
+        if left_out_B is None:
+            return loss_B
+        count = self.folds[role].count
+        return loss_B * ~left_out_B * (count / (count - 1))
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]

@@ -187,13 +187,13 @@ def test_the_server_outlives_its_log(models: Path) -> None:
         until(lambda: _version(place) == "3")
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(server_process.PATIENCE_S)
 
 
 def _version(place: str) -> str | None:
     import http.client
 
-    client = http.client.HTTPConnection(place, timeout=20)
+    client = http.client.HTTPConnection(place, timeout=server_process.PATIENCE_S)
     try:
         client.request("GET", "/v2/models/tiny")
         answer = client.getresponse()
