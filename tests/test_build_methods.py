@@ -66,6 +66,9 @@ def built(model: dict[str, Any], **more: Any) -> CoTraining:
     return objective
 
 
+LIGHT = {"objective": "pointwise", "tower": "light"}
+
+
 def rocket(**keys: Any) -> dict[str, Any]:
     return {"objective": "rocket_launching", "light": "light", "booster": "booster", **keys}
 
@@ -339,6 +342,11 @@ def test_a_cross_fitted_ensemble_teaches_by_folds() -> None:
     lesson = {"student": "a", "teachers": ["three"]}
     mix = {"objective": "co_training", "networks": {"a": "light"}, "lessons": [lesson]}
     assert built(mix, models={"three": three, "model": mix}).folds == folds
+    hinted = distilled(teachers=["three"], layer_hints=[{"layer": 0, "teacher_layer": 0}])
+    with pytest.raises(UserError, match=r"layer hint: 'three_member0' has learnt most of what it would show"):
+        built(hinted, models={"three": three, "model": hinted})
+    warm = recipe(three, models={"model": three, "light": LIGHT}, train={"warm_start": "old"})
+    assert (warm.train_config("model").warm_start, warm.train_config("light").warm_start) == (None, "old")
     plain = {**three, "cross_fit": None}
     assert built(student, models={"three": plain, "model": student}).folds == {}
     assert recipe(student, models={"three": plain, "model": student}).draws("model") == []

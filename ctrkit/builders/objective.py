@@ -85,9 +85,8 @@ def build_objective(
 
 def _folds(config: Model) -> dict[str, Fold]:
     """What the members of a cross-fitted ensemble have not learnt, by role."""
-    if not isinstance(config, EnsembleConfig) or config.cross_fit is None:
-        return {}
-    return {role: Fold(index, len(config.roles), config.cross_fit) for index, role in enumerate(config.roles)}
+    by = config.left_out_by
+    return {} if by is None else {role: Fold(i, len(config.roles), by) for i, role in enumerate(config.roles)}
 
 
 def _teachers_folds(recipe: Recipe, model: str) -> dict[str, Fold]:

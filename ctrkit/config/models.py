@@ -48,6 +48,11 @@ class _Model(Strict):
         """Networks of models above, or columns of the log, that teach it."""
         return ()
 
+    @property
+    def left_out_by(self) -> DrawnBy | None:
+        """By what the folds are drawn that its networks leave out, if they do."""
+        return None
+
     def changed(self, *keys: str) -> list[str]:
         """Those of some keys that are not as they are where nobody says anything; a recipe that is kept says all."""
         return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
@@ -251,7 +256,7 @@ class EnsembleConfig(_Model):
     """What ships, if it does: the best member on the validation part, or the mean of all."""
     cross_fit: DrawnBy | None = None
     """Each member leaves out another part of the log, rows or whole groups by chance, and teaches on that part alone
-    (Dao et al., ICLR 2021); on candidates that nobody saw all teach."""
+    (Dao et al., ICLR 2021). A candidate that nobody saw is of its user's group; of rows it is none, and all teach."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -262,6 +267,11 @@ class EnsembleConfig(_Model):
     def roles(self) -> tuple[str, ...]:
         """member0, member1, ..."""
         return tuple(f"member{i}" for i in range(len(self.members)))
+
+    @property
+    def left_out_by(self) -> DrawnBy | None:
+        """`cross_fit`."""
+        return self.cross_fit
 
     @property
     def shipped(self) -> tuple[str, ...]:

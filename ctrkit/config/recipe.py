@@ -240,6 +240,11 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
+        if model.left_out_by is not None and model.train.warm_start is not None:
+            raise ValueError(
+                f"model '{name}' has cross_fit, so its members start afresh: what train.warm_start names may have "
+                "learnt what they leave out"
+            )
         if isinstance(model, SlimmableConfig) and not self.towers[model.tower].batch_norm:
             idle = model.changed("norm", "calibration_rows")
             if idle:
@@ -327,8 +332,7 @@ class Recipe(Strict):
     def draws(self, model: str) -> list[DrawnBy]:
         """By what the folds are drawn that a model, or one that teaches it, leaves out."""
         models = [model, *(teacher for teacher, _ in self.frozen_teachers(model).values())]
-        found = [config.cross_fit for config in map(self.models.get, models) if isinstance(config, EnsembleConfig)]
-        return [by for by in dict.fromkeys(found) if by is not None]
+        return [by for by in dict.fromkeys(self.models[each].left_out_by for each in models) if by is not None]
 
     def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names of teachers, an ensemble's replaced by those of its members."""
@@ -349,11 +353,16 @@ class Recipe(Strict):
         return Schema(features=tuple(self.features.values()), **self.columns.model_dump())
 
     def train_config(self, model: str) -> TrainConfig:
-        """[train] with the overrides of one model; a slice starts from its slimmable model, never warm."""
+        """[train] with the overrides of one model.
+
+        Never a warm start for a slice, which starts from its slimmable model, nor for networks that leave out a fold:
+        what they would start from may have learnt it.
+        """
         config = self.models[model]
         sliced = isinstance(config, PointwiseConfig) and config.slice_of is not None
         overrides = {key: getattr(config.train, key) for key in config.train.model_fields_set}
-        return self.train.model_copy(update={**overrides, **({"warm_start": None} if sliced else {})})
+        afresh = sliced or config.left_out_by is not None
+        return self.train.model_copy(update={**overrides, **({"warm_start": None} if afresh else {})})
 
     @property
     def export_model(self) -> str:

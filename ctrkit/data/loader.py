@@ -78,7 +78,7 @@ class Loader:
             divided by it: the expected loss, and with it calibration, stay as they are. Batches are smaller then.
         label_rate: share of the labels that is told, the same ones in every epoch; the others are NaN.
         teachers: columns of other models' scores that batches have.
-        draws: those that batches have.
+        draws: `Batch.draws` that batches have.
         share: of this process; all of the log by default.
         part: (i, n): only the i-th of n even parts of the rows, as they lie, for what is read without shuffling.
         on_unreadable: called with a message where a row group cannot be read; its rows are left out, the batches are

@@ -146,11 +146,16 @@ class RowGroups:
             if by == "row":
                 out[:, i] = np.random.default_rng((_DRAWS, index)).random(table.num_rows, np.float32)
                 continue
-            group = table[GROUP].combine_chunks()
-            keys_R = text_keys(group, GROUP) if pa.types.is_string(group.type) else group.to_numpy()
-            mixed_R = mix(keys_R.astype(np.int64).view(np.uint64) ^ np.uint64(_DRAWS))
-            out[:, i] = np.ldexp((mixed_R >> np.uint64(40)).astype(np.float32), -24)  # 24 bits, which float32 holds
+            out[:, i] = draws_of_groups(table[GROUP].combine_chunks())
         return out
+
+
+def draws_of_groups(groups: pa.Array) -> npt.NDArray[np.float32]:
+    """`Batch.draws` by "group", of N group keys of a prepared log."""
+    keys_N = text_keys(groups, GROUP) if pa.types.is_string(groups.type) else groups.to_numpy()
+    mixed_N = mix(keys_N.astype(np.int64).view(np.uint64) ^ np.uint64(_DRAWS))
+    draw_N: npt.NDArray[np.float32] = np.ldexp((mixed_N >> np.uint64(40)).astype(np.float32), -24)  # float32 holds them
+    return draw_N
 
 
 class OrderedRows:

@@ -46,8 +46,8 @@ class CoTraining(Objective):
         unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
-        folds: by name of a network or a frozen teacher: what it does not learn from, and alone teaches on, but for
-            impressions of no log, such as candidates, on which it speaks with the others.
+        folds: by name of a network or a frozen teacher: what it does not learn from, and alone teaches on. Candidates
+            are of their user's fold; of no fold, if folds are of impressions, and all teach.
         shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
 
     Raises:
@@ -116,6 +116,12 @@ class CoTraining(Objective):
                 raise ValueError(
                     "soft_bce is no distance for a teacher that hears it too: it would draw both to zero; take kl, "
                     "whose gradient for the student is the same"
+                )
+        for hint in self.layer_hints:
+            if hint.teacher in self.folds:
+                raise ValueError(
+                    f"layer hint: '{hint.teacher}' has learnt most of what it would show; a network that leaves out a "
+                    "fold (cross_fit) teaches by its predictions alone"
                 )
         for student, teacher in pairs:
             if student == teacher:
@@ -282,7 +288,7 @@ class CoTraining(Objective):
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
-        known_KB = torch.stack([self._knows(*named, batch) for named in zip(lesson.teachers, teachers, strict=True)])
+        known_KB = ~torch.stack(teachers).isnan() & self._may_teach(lesson.teachers, batch, shown=shown)
         known_B = known_KB.any(0)
         teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
@@ -298,15 +304,13 @@ class CoTraining(Objective):
             weight *= lesson.hint.scale(squares, step)
         return weight * _mean_hint(lesson, student_B, teachers, known_KB) * known_B
 
-    def _knows(self, name: str, logit_B: Tensor, batch: Batch) -> Tensor:
-        """Where a teacher has something to say: a score, of an impression that it has not learnt."""
-        known_B, held_B = ~logit_B.isnan(), self._left_out(name, batch)
-        return known_B if held_B is None else known_B & held_B
-
-    def _left_out(self, name: str, batch: Batch) -> Tensor | None:
-        """What a network has not learnt from: None where that is no question."""
-        fold = self.folds.get(name)
-        return None if fold is None else fold.holds(batch)
+    def _may_teach(self, teachers: Sequence[str], batch: Batch, *, shown: bool) -> Tensor:
+        """Which teachers have not learnt an impression."""
+        everywhere_B = torch.ones_like(batch.weight_B, dtype=torch.bool)
+        folds = [self.folds.get(name) for name in teachers]
+        return torch.stack(
+            [everywhere_B if fold is None or (fold.by == "row" and not shown) else fold.holds(batch) for fold in folds]
+        )
 
     def _squares(
         self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor, known_B: Tensor,
@@ -327,11 +331,8 @@ class CoTraining(Objective):
     def _label_loss(self, role: str, logit_B: Tensor, batch: Batch) -> Tensor:
         """Weighted; a label weight of 0 counts as 1 where a hint is measured by it."""
         loss_B = batch_label_loss(logit_B, batch, self.label_smoothing) * (self.label_weight.get(role, 1.0) or 1.0)
-        left_out_B = self._left_out(role, batch)
-        if left_out_B is None:
-            return loss_B
-        count = self.folds[role].count
-        return loss_B * ~left_out_B * (count / (count - 1))
+        fold = self.folds.get(role)
+        return loss_B if fold is None else loss_B * ~fold.holds(batch) * (fold.count / (fold.count - 1))
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]

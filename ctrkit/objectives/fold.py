@@ -19,9 +19,12 @@ class Fold:
 
     index: int
     count: int
-    by: DrawnBy = "row"
+    by: DrawnBy
 
-    def holds(self, batch: Batch) -> Tensor | None:
-        """Which impressions[B] are in it; None where they are of no log (candidates)."""
-        draw_B = batch.draws.get(self.by)
-        return None if draw_B is None else (draw_B * self.count).long() == self.index
+    def holds(self, batch: Batch) -> Tensor:
+        """Which impressions[B] are in it.
+
+        Raises:
+            KeyError: the batch lacks the draws (`ctrkit.data.loader.Loader`).
+        """
+        return (batch.draws[self.by] * self.count).long() == self.index

@@ -277,7 +277,7 @@ def distilled(*, frozen: int = 1, column: bool = False, **settings: Any) -> Call
     return make
 
 
-PAIR = {f"teacher{i}": Fold(i, 2) for i in range(2)}
+PAIR = {f"teacher{i}": Fold(i, 2, "row") for i in range(2)}
 
 
 def distillations() -> list[Case]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from ctrkit.config.train import TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.crossing import Crossing
 from ctrkit.losses import binary_cross_entropy, kl_divergence, mean_probability
+from ctrkit.names import DrawnBy
 from ctrkit.nn.network import Network
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.distillation import distillation
@@ -19,7 +21,7 @@ from tests import networks
 from tests.objectives.cases import gradient, network
 
 COUNT = 3
-FOLDS = {f"member{i}": Fold(i, COUNT) for i in range(COUNT)}
+FOLDS = {f"member{i}": Fold(i, COUNT, "row") for i in range(COUNT)}
 
 
 def members() -> dict[str, Network]:
@@ -33,9 +35,7 @@ def fold_of() -> Tensor:
 
 
 def held(fold: Fold, batch: Batch) -> list[int]:
-    found_B = fold.holds(batch)
-    assert found_B is not None
-    return found_B.nonzero()[:, 0].tolist()
+    return fold.holds(batch).nonzero()[:, 0].tolist()
 
 
 def test_every_impression_is_in_one_fold() -> None:
@@ -43,7 +43,8 @@ def test_every_impression_is_in_one_fold() -> None:
     batch = replace(networks.batch(4), draws=draws)
     assert [held(fold, batch) for fold in FOLDS.values()] == [[0, 1], [2], [3]]
     assert [held(Fold(i, COUNT, "group"), batch) for i in range(COUNT)] == [[2, 3], [0, 1], []]
-    assert Fold(0, COUNT).holds(replace(batch, draws={})) is None
+    with pytest.raises(KeyError, match="row"):  # a loader that does not give draws must not turn folds off
+        FOLDS["member0"].holds(replace(batch, draws={}))
 
 
 def test_a_member_learns_from_all_but_its_fold() -> None:
@@ -82,18 +83,22 @@ def test_a_teacher_without_a_fold_speaks_beside_them() -> None:
     torch.testing.assert_close(found["hint"][fold_B == 1], expected[fold_B == 1])
 
 
-def test_on_candidates_all_members_teach() -> None:
-    batch, teachers = networks.batch(), members()
+@pytest.mark.parametrize("by", ["row", "group"])
+def test_on_candidates_those_teach_that_have_not_learnt_the_user(by: DrawnBy) -> None:
+    """A candidate has the user and the context of an impression; folds of impressions know nothing of that."""
+    teachers, folds = members(), {role: Fold(i, COUNT, by) for i, role in enumerate(FOLDS)}
+    batch = replace(networks.batch(), draws={by: networks.batch().draws["row"]})
     crossing = Crossing.of(networks.schema())
     objective = distillation(
-        networks.network(seed=9), list(teachers), frozen=teachers, folds=FOLDS, crossing=crossing, unexposed=1.0
+        networks.network(seed=9), list(teachers), frozen=teachers, folds=folds, crossing=crossing, unexposed=1.0
     )
-    order_B = torch.randperm(len(batch), generator=torch.Generator().manual_seed(5))
-    candidates = crossing(batch, order_B)
-    expected = kl_divergence(
-        objective.logits(candidates)[""], mean_probability([teacher(candidates) for teacher in teachers.values()])
-    )
-    torch.testing.assert_close(objective.losses(batch, step=5)["unexposed_hint"], expected)
+    candidates = crossing(batch, torch.randperm(len(batch), generator=torch.Generator().manual_seed(5)))
+    student_B, said = objective.logits(candidates)[""], [teacher(candidates) for teacher in teachers.values()]
+    everybody_B, fold_B = kl_divergence(student_B, mean_probability(said)), fold_of()
+    found = objective.losses(batch, step=5)["unexposed_hint"]
+    for i in range(COUNT):
+        expected = everybody_B if by == "row" else kl_divergence(student_B, said[i])
+        torch.testing.assert_close(found[fold_B == i], expected[fold_B == i])
 
 
 def test_what_teachers_have_learnt_by_heart_does_not_come_back() -> None:

@@ -150,14 +150,14 @@ class _Load:
         self._ending = True
         self.answers.lost += len(self._late) + self._busy()
         self._late.clear()
+        self._until = 0.0
         # One that is being made when the event loop ends would stay open, and its server wait for what it will ask.
         for task in self._connecting:
             task.cancel()
-        await asyncio.gather(*self._connecting, return_exceptions=True)
-        for connection in self._open:
-            connection.busy = False  # it is counted
-            connection.abort()
-        while self._open:
+        while self._open or self._connecting:
+            for connection in self._open:
+                connection.busy = False  # it is counted
+                connection.abort()
             await asyncio.sleep(0)
 
     def _busy(self) -> int:

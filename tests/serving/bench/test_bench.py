@@ -234,9 +234,11 @@ def test_a_load_leaves_no_connection_open() -> None:
     with lying(b"hello world\r\n\r\n") as place, warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", ResourceWarning)
         request = Target(*place, "m").request({"ids": np.zeros((1, 1), np.int64)})
-        for _ in range(40):
-            open_loop(place, [request], rate=2000, seconds=0.02, connections=4)
+        for seed in range(40):
+            found = open_loop(place, [request], rate=2000, seconds=0.02, connections=4, seed=seed)
             gc.collect()  # what is open still is said to be
+            due = np.random.default_rng(seed).exponential(1 / 2000, 54).cumsum()
+            assert (len(found.status), found.lost) == (0, int((due <= 0.02).sum()))  # each is counted once
     assert [str(warning.message) for warning in seen] == []
 
 
