@@ -18,7 +18,6 @@ def idle_settings(recipe: Recipe, model: str, steps: int, sample: Iterable[Batch
         sample: rows of the training part; looked at only if the model makes unexposed candidates of them.
     """
     config = recipe.models[model]
-    yield from _folds(recipe, model)
     warmups = {f"models.{model}.{key}": hint.warmup_steps for key, hint in config.hints.items()}
     warmups["train"] = recipe.train_config(model).warmup_steps
     for key, warmup in warmups.items():
@@ -35,24 +34,4 @@ def idle_settings(recipe: Recipe, model: str, steps: int, sample: Iterable[Batch
             yield (
                 f"models.{model}.unexposed: {rows:,} rows of the training part all show one ad, so that candidates "
                 "which nobody saw are the impressions themselves; set unexposed = 0"
-            )
-
-
-def _folds(recipe: Recipe, model: str) -> Iterator[str]:
-    """Parts of the log that are left out, and nobody is taught on."""
-    taught = [{of for of, _ in recipe.frozen_teachers(other).values()} for other in recipe.models]
-    if recipe.models[model].left_out_by is not None and not any(model in teachers for teachers in taught):
-        yield (
-            f"models.{model}.cross_fit: each member leaves out a part of the log to teach on, but '{model}' teaches no "
-            "model; leave cross_fit out"
-        )
-    roles: dict[str, set[str]] = {}
-    for of, role in recipe.frozen_teachers(model).values():
-        roles.setdefault(of, set()).add(role)
-    for of, named in roles.items():
-        count = len(recipe.models[of].roles)
-        if recipe.models[of].left_out_by is not None and len(named) < count:
-            yield (
-                f"models.{model}: {len(named)} of the {count} members of '{of}' teach, each on the part of the log "
-                f"that it left out, so there is no hint on the rest; name '{of}' instead"
             )

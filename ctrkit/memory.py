@@ -82,7 +82,6 @@ def buffer_bytes(recipe: Recipe, model: str, rows: int) -> int:
     config = recipe.train_config(model)
     widths = [f.max_len + 1 if isinstance(f, SequenceFeature) else 1 for f in recipe.features.values()]
     special = 3 + len({*recipe.models[model].taught_by} & {*recipe.columns.teachers})  # label, weight, origin, scores
-    special += len(recipe.draws(model))
     buffered = max(config.shuffle_rows, config.batch_size, recipe.data.row_group_rows)
     return 3 * 4 * min(rows, buffered) * (sum(widths) + special)
 

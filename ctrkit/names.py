@@ -1,7 +1,5 @@
 """Names that a recipe, the objective made of it, its optimizers and its checkpoints agree on."""
 
-from typing import Literal
-
 SINGLE = ""
 """Role of the network of a model that has one."""
 LIGHT = "light"
@@ -14,8 +12,6 @@ MEAN = "mean"
 """Role of the mean of a model's networks."""
 SLIMMABLE = "slimmable"
 """The tower that networks of every width are views of."""
-DrawnBy = Literal["row", "group"]
-"""What goes into a fold, or not, as one: an impression, or all impressions of a group (the user of GAUC)."""
 
 
 def tower_name(role: str) -> str:

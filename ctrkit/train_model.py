@@ -19,7 +19,6 @@ from ctrkit.config.train import TrainConfig
 from ctrkit.data.batch import Batch
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.prepared import PreparedLog
-from ctrkit.data.rows import draws_of_groups
 from ctrkit.errors import UserError
 from ctrkit.evaluation.held_out import HeldOut
 from ctrkit.idle_settings import idle_settings
@@ -104,11 +103,9 @@ class ModelTraining:
             negative_rate=config.negative_rate,
             label_rate=config.label_rate,
             teachers=self.recipe.teacher_columns(self.model),
-            draws=self.recipe.draws(self.model),
             share=share,
             on_unreadable=self._warn if config.skip_unreadable else None,
         )
-        ranks.on_first(self._check_folds)
         steps = loader.num_batches * config.epochs
         sample = self._sample(EVALUATION_BATCH)
         for warning in ranks.on_first(lambda: list(idle_settings(self.recipe, self.model, steps, sample))):
@@ -142,20 +139,6 @@ class ModelTraining:
             f"{rate:,} rows/s"
         )
         return result
-
-    def _check_folds(self) -> None:
-        """Every network that leaves out groups has some to teach on."""
-        config = self.recipe.models[self.model]
-        if config.left_out_by != "group":
-            return
-        draw_G, count = draws_of_groups(self.log.distinct_groups("train")), len(config.roles)
-        in_fold = np.bincount((draw_G * np.float32(count)).astype(np.int64), minlength=count)
-        if not in_fold.all():
-            raise UserError(
-                f"model '{self.model}': cross_fit deals the {len(draw_G):,} groups of the training part to {count} "
-                f"members, and {int((in_fold == 0).sum())} get none, so that they would teach nobody; take fewer "
-                'members, or cross_fit = "row"'
-            )
 
     def _check_learnt(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Say which losses were zero in every step; refuse a model for which all were, for it is as it was drawn."""

@@ -110,5 +110,4 @@ def batch(
         weight_B=torch.ones(len(label)),
         origin_B=torch.zeros(len(label), dtype=torch.int64),
         teachers={TEACHER: torch.from_numpy(score.copy())},
-        draws={"row": torch.from_numpy(rng.random(rows).astype(np.float32)[take].copy())},
     )

@@ -18,7 +18,6 @@ from ctrkit.nn.dcn_v2 import DCNv2
 from ctrkit.nn.mlp import MLP
 from ctrkit.nn.target_attention import TargetAttention
 from ctrkit.objectives.co_training import CoTraining
-from ctrkit.objectives.fold import Fold
 from ctrkit.objectives.hint import Hint, LayerHint
 from tests import networks
 from tests.objectives.cases import gradient, losses
@@ -64,9 +63,6 @@ def built(model: dict[str, Any], **more: Any) -> CoTraining:
     objective = build_objective(found, "model", NUM_ROWS, frozen=frozen)
     assert isinstance(objective, CoTraining)
     return objective
-
-
-LIGHT = {"objective": "pointwise", "tower": "light"}
 
 
 def rocket(**keys: Any) -> dict[str, Any]:
@@ -321,35 +317,6 @@ def test_a_network_with_the_name_of_an_ensemble_above_teaches_itself() -> None:
     four = {"objective": "ensemble", "members": ["light", "light"]}
     objective = built(model, models={"four": four, "model": model})
     assert objective.lessons[0].teachers == ("four",)
-
-
-def test_a_cross_fitted_ensemble_teaches_by_folds() -> None:
-    three = {"objective": "ensemble", "members": ["light", "light", "booster"], "cross_fit": "group"}
-    found = recipe(three, models={"model": three})
-    objective = build_objective(found, "model", NUM_ROWS)
-    assert isinstance(objective, CoTraining)
-    assert objective.folds == {f"member{i}": Fold(i, 3, "group") for i in range(3)}
-    folds = {f"three_member{i}": Fold(i, 3, "group") for i in range(3)}
-    student = distilled(teachers=["three"])
-    assert built(student, models={"three": three, "model": student}).folds == folds
-    assert recipe(student, models={"three": three, "model": student}).draws("model") == ["group"]
-    assert found.draws("model") == ["group"]
-    one = distilled(teachers=["three_member1"])  # of it alone, a third of the log
-    assert built(one, models={"three": three, "model": one}).folds == {"three_member1": Fold(1, 3, "group")}
-    both = rocket(teachers=["three"])
-    renamed = {f"frozen {name}": fold for name, fold in folds.items()}
-    assert built(both, models={"three": three, "model": both}).folds == renamed
-    lesson = {"student": "a", "teachers": ["three"]}
-    mix = {"objective": "co_training", "networks": {"a": "light"}, "lessons": [lesson]}
-    assert built(mix, models={"three": three, "model": mix}).folds == folds
-    hinted = distilled(teachers=["three"], layer_hints=[{"layer": 0, "teacher_layer": 0}])
-    with pytest.raises(UserError, match=r"layer hint: 'three_member0' has learnt most of what it would show"):
-        built(hinted, models={"three": three, "model": hinted})
-    warm = recipe(three, models={"model": three, "light": LIGHT}, train={"warm_start": "old"})
-    assert (warm.train_config("model").warm_start, warm.train_config("light").warm_start) == (None, "old")
-    plain = {**three, "cross_fit": None}
-    assert built(student, models={"three": plain, "model": student}).folds == {}
-    assert recipe(student, models={"three": plain, "model": student}).draws("model") == []
 
 
 def test_layers_of_a_mean_that_teaches_are_known_before_training() -> None:

@@ -90,17 +90,6 @@ def test_weights_lie_on_the_device_and_buffers_in_main_memory(monkeypatch: pytes
         memory.check_memory(recipe(), "light", networks.NUM_ROWS, 100, gpu)
 
 
-def test_what_folds_are_drawn_by_is_buffered_too() -> None:
-    models = {
-        "five": {"objective": "ensemble", "members": ["light"] * 5, "cross_fit": "group"},
-        "taught": {"objective": "distillation", "student": "light", "teachers": ["five"]},
-        "light": {"objective": "pointwise", "tower": "light"},
-    }
-    crossed = recipe(models=models)
-    plain = memory.buffer_bytes(crossed, "light", 100)
-    assert {memory.buffer_bytes(crossed, name, 100) - plain for name in ("five", "taught")} == {3 * 4 * 100}
-
-
 def test_ranks_of_a_machine_share_what_is_dealt_and_hold_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     small = recipe()
     parts = memory.weight_bytes(small, "taught", networks.NUM_ROWS)

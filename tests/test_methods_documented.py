@@ -35,16 +35,6 @@ def test_what_teaches_from_columns_of_the_log_is_added_to_a_recipe() -> None:
     assert list(recipe.models) == ["from_scores", "sees_position"]
 
 
-def test_cross_fitted_teachers_stand_beside_it() -> None:
-    content = tomllib.loads((ROOT / "pipelines" / "demo.toml").read_text())
-    for shown in (tomllib.loads(SHOWN[1]), tomllib.loads(SHOWN[2])):
-        for table, added in shown.items():
-            content[table] = {**content[table], **added}
-    recipe = Recipe.model_validate({**content, "export": {"model": "from_seers"}})
-    assert list(recipe.frozen_teachers("from_seers")) == [f"seers_member{i}" for i in range(5)]
-    assert recipe.draws("from_seers") == recipe.draws("seers") == ["group"]
-
-
 def test_the_slimmable_model_of_the_documentation_is_one() -> None:
     shown = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "slimmable.md").read_text(), flags=re.DOTALL)[0]
     content = tomllib.loads((ROOT / "pipelines" / "demo.toml").read_text())

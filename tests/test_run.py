@@ -104,62 +104,6 @@ def test_a_model_that_nothing_taught_is_refused(copy: Path) -> None:
         assert not (copy / "models" / "light" / "result.json").exists()
 
 
-PAIR = 'models.pair={objective="ensemble",members=["light","light"],cross_fit="group",train={epochs=1}}'
-STUDENT = 'models.pupil={objective="distillation",student="light",teachers=["%s"],train={epochs=1}}'
-SHIPS = 'export.model="light"'
-
-
-def test_what_left_out_users_is_taught_by_those_who_did(copy: Path) -> None:
-    """Trained as ever; the student hears one of both on each impression, and its hint is finite and not zero."""
-    run, said = opened(copy, PAIR, STUDENT % "pair", SHIPS)
-    result = run.train("pupil")
-    assert result["steps"] > 0
-    assert not [line for line in said if "cross_fit" in line or "members of" in line]
-    hints = [
-        json.loads(line)["losses"]["hint"]
-        for line in (copy / "models" / "pupil" / "metrics.jsonl").read_text().splitlines()
-        if "losses" in line
-    ]
-    assert hints
-    assert all(hint > 0 for hint in hints)
-
-
-def test_folds_on_which_nobody_is_taught_are_said(copy: Path) -> None:
-    run, said = opened(copy, PAIR, SHIPS)
-    run.train("pair")
-    assert any("models.pair.cross_fit: each member leaves out" in line for line in said)
-    run, said = opened(copy, PAIR, STUDENT % "pair_member1", SHIPS)
-    run.train("pupil")
-    assert any("models.pupil: 1 of the 2 members of 'pair' teach" in line for line in said)
-    assert not any("models.pair.cross_fit" in line for line in said)
-
-
-def test_fewer_users_than_members_are_refused(tmp_path: Path) -> None:
-    """A member that leaves out nobody would teach nobody."""
-    log = tmp_path / "log"
-    log.mkdir()
-    rows = {"click": [0, 1] * 50, "user_id": [1, 2] * 50, "ad_id": [1, 2, 3, 4, 3] * 20}
-    rows["click"] = [int(x) for x in np.random.default_rng(0).integers(0, 2, 100)]
-    for part in ("train", "valid", "test"):
-        pq.write_table(pa.table(rows), log / f"{part}.parquet")
-    recipe = {
-        "name": "few",
-        "data": {"path": str(log), "split": {"by": "files"}},
-        "columns": {"label": "click", "group": "user_id"},
-        "features": {"ad_id": {"side": "item"}},
-        "towers": {"light": {"hidden": [4]}},
-        "models": {
-            "light": {"objective": "pointwise", "tower": "light"},
-            "five": {"objective": "ensemble", "members": ["light"] * 5, "cross_fit": "group"},
-        },
-        "export": {"model": "light"},
-    }
-    run = Run(Recipe.model_validate(recipe), tmp_path / "run", quiet=True, say=lambda _: None)
-    with pytest.raises(UserError, match=r"cross_fit deals the 2 groups .* to 5 members, and [34] get none"):
-        run.train("five")
-    assert not (tmp_path / "run" / "models" / "five" / "result.json").exists()
-
-
 def test_a_model_that_took_no_step_is_refused(tmp_path: Path) -> None:
     """Every impression of the training part weighs nothing."""
     rows = {"click": [0, 1] * 50, "user_id": [1, 1, 2, 2, 3] * 20, "ad_id": [1, 2, 3, 4] * 25}

@@ -10,7 +10,6 @@ from ctrkit.config.models import (
     CoTrainingConfig,
     DistillationConfig,
     EnsembleConfig,
-    Model,
     MutualLearningConfig,
     PointwiseConfig,
     RocketLaunchingConfig,
@@ -24,7 +23,6 @@ from ctrkit.nn.network import Network
 from ctrkit.nn.tower import Tower
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.distillation import distillation
-from ctrkit.objectives.fold import Fold
 from ctrkit.objectives.hint import Hint, LayerHint, Lesson
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
@@ -57,50 +55,30 @@ def build_objective(
     torch.manual_seed(seed)
     networks = Networks(recipe, num_rows, sharded=sharded)
     config = recipe.models[model]
-    folds = _teachers_folds(recipe, model)
     try:
         match config:
             case PointwiseConfig():
                 return Pointwise(networks.network(config.tower), label_smoothing=config.label_smoothing)
             case RocketLaunchingConfig():
-                return _rocket(config, networks, frozen or {}, recipe.teachers(config.teachers), folds)
+                teachers = recipe.teachers(config.teachers)
+                return _rocket(config, networks, frozen or {}, teachers)
             case DistillationConfig():
-                return _distillation(config, networks, frozen or {}, recipe.teachers(config.teachers), folds)
+                return _distillation(config, networks, frozen or {}, recipe.teachers(config.teachers))
             case MutualLearningConfig():
                 return _mutual(config, networks)
             case CoTrainingConfig():
-                return _co_training(config, networks, frozen or {}, recipe.teachers, folds)
+                return _co_training(config, networks, frozen or {}, recipe.teachers)
             case EnsembleConfig():
                 members = zip(config.roles, config.members, strict=True)
-                return CoTraining(
-                    {role: networks.network(tower, own_tables=True) for role, tower in members},
-                    folds=_folds(config),
-                    shipped=config.shipped,
-                )
+                return CoTraining({r: networks.network(t, own_tables=True) for r, t in members}, shipped=config.shipped)
             case SlimmableConfig():
                 return _slimmable(config, networks, seed)
     except ValueError as error:
         raise UserError(f"model '{model}': {error}") from error
 
 
-def _folds(config: Model) -> dict[str, Fold]:
-    """What the members of a cross-fitted ensemble have not learnt, by role."""
-    by = config.left_out_by
-    return {} if by is None else {role: Fold(i, len(config.roles), by) for i, role in enumerate(config.roles)}
-
-
-def _teachers_folds(recipe: Recipe, model: str) -> dict[str, Fold]:
-    """What a model's frozen teachers have not learnt, by name."""
-    teachers = recipe.frozen_teachers(model).items()
-    return {name: fold for name, (of, role) in teachers if (fold := _folds(recipe.models[of]).get(role)) is not None}
-
-
 def _rocket(
-    config: RocketLaunchingConfig,
-    networks: Networks,
-    frozen: Mapping[str, Network],
-    teachers: Sequence[str],
-    folds: Mapping[str, Fold],
+    config: RocketLaunchingConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
 ) -> Objective:
     light = networks.network(config.light)
     boosters = {
@@ -122,7 +100,6 @@ def _rocket(
             _layer_hint(LIGHT, hint, first, {**named, **{r: r for r in boosters}}) for hint in config.layer_hints
         ],
         frozen={named[name]: network for name, network in frozen.items()},
-        folds={named[name]: fold for name, fold in folds.items()},
         lessons=lessons,
         auxiliary=config.auxiliary_head,
         label_smoothing=config.label_smoothing,
@@ -150,11 +127,7 @@ def _share_layer(light: Tower, light_layer: int, booster: Tower, booster_layer: 
 
 
 def _distillation(
-    config: DistillationConfig,
-    networks: Networks,
-    frozen: Mapping[str, Network],
-    teachers: Sequence[str],
-    folds: Mapping[str, Fold],
+    config: DistillationConfig, networks: Networks, frozen: Mapping[str, Network], teachers: Sequence[str]
 ) -> Objective:
     if config.layer_hints and not frozen:
         raise ValueError(f"layer_hints need a network that teaches, but {config.teachers} are columns of the log")
@@ -162,7 +135,6 @@ def _distillation(
         networks.network(config.student),
         teachers,
         frozen=frozen,
-        folds=folds,
         hint=_hint(config.hint),
         label_weight=config.label_weight,
         layer_hints=[_layer_hint(SINGLE, hint, next(iter(frozen))) for hint in config.layer_hints],
@@ -195,7 +167,6 @@ def _co_training(
     networks: Networks,
     frozen: Mapping[str, Network],
     teachers: Callable[[Sequence[str]], tuple[str, ...]],
-    folds: Mapping[str, Fold],
 ) -> Objective:
     return CoTraining(
         {
@@ -214,7 +185,6 @@ def _co_training(
             for lesson in config.lessons
         ],
         frozen=frozen,
-        folds=folds,
         label_weight=config.label_weight,
         label_smoothing=config.label_smoothing,
         crossing=networks.crossing,

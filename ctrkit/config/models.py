@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ctrkit.config.data import Strict
 from ctrkit.config.hints import HintConfig, KlHintConfig, LayerHintConfig, LessonConfig
 from ctrkit.config.train import TrainConfig
-from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE, DrawnBy
+from ctrkit.names import BOOSTER, LIGHT, MEAN, SINGLE
 
 CALIBRATION_ROWS = 65_536
 """Rows on which the batch norm of a slimmable tower's width is calibrated, where its model does not say it."""
@@ -47,11 +47,6 @@ class _Model(Strict):
     def taught_by(self) -> tuple[str, ...]:
         """Networks of models above, or columns of the log, that teach it."""
         return ()
-
-    @property
-    def left_out_by(self) -> DrawnBy | None:
-        """By what the folds are drawn that its networks leave out, if they do."""
-        return None
 
     def changed(self, *keys: str) -> list[str]:
         """Those of some keys that are not as they are where nobody says anything; a recipe that is kept says all."""
@@ -254,9 +249,6 @@ class EnsembleConfig(_Model):
     """Their towers; one may stand there several times: each member starts from other weights."""
     serve: Literal["best", "mean"] = "best"
     """What ships, if it does: the best member on the validation part, or the mean of all."""
-    cross_fit: DrawnBy | None = None
-    """Each member leaves out another part of the log, rows or whole groups by chance, and teaches on that part alone
-    (Dao et al., ICLR 2021). A candidate that nobody saw is of its user's group; of rows it is none, and all teach."""
 
     @property
     def towers(self) -> tuple[str, ...]:
@@ -267,11 +259,6 @@ class EnsembleConfig(_Model):
     def roles(self) -> tuple[str, ...]:
         """member0, member1, ..."""
         return tuple(f"member{i}" for i in range(len(self.members)))
-
-    @property
-    def left_out_by(self) -> DrawnBy | None:
-        """`cross_fit`."""
-        return self.cross_fit
 
     @property
     def shipped(self) -> tuple[str, ...]:

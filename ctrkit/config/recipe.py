@@ -24,7 +24,7 @@ from ctrkit.config.models import EnsembleConfig, Model, PointwiseConfig, Slimmab
 from ctrkit.config.overrides import apply_override
 from ctrkit.config.train import TrainConfig
 from ctrkit.errors import UserError
-from ctrkit.names import MEAN, DrawnBy
+from ctrkit.names import MEAN
 from ctrkit.schema import Feature, Schema
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -240,11 +240,6 @@ class Recipe(Strict):
             raise ValueError(f"model '{name}' has a privileged tower, but no feature is `privileged = true`")
         self._check_slice(name, model)
         self._check_mean(name, model)
-        if model.left_out_by is not None and model.train.warm_start is not None:
-            raise ValueError(
-                f"model '{name}' has cross_fit, so its members start afresh: what train.warm_start names may have "
-                "learnt what they leave out"
-            )
         if isinstance(model, SlimmableConfig) and not self.towers[model.tower].batch_norm:
             idle = model.changed("norm", "calibration_rows")
             if idle:
@@ -329,11 +324,6 @@ class Recipe(Strict):
         frozen = self.frozen_teachers(model)
         return [name for name in dict.fromkeys(self.teachers(self.models[model].taught_by)) if name not in frozen]
 
-    def draws(self, model: str) -> list[DrawnBy]:
-        """By what the folds are drawn that a model, or one that teaches it, leaves out."""
-        models = [model, *(teacher for teacher, _ in self.frozen_teachers(model).values())]
-        return [by for by in dict.fromkeys(self.models[each].left_out_by for each in models) if by is not None]
-
     def teachers(self, names: Sequence[str]) -> tuple[str, ...]:
         """The names of teachers, an ensemble's replaced by those of its members."""
         found: list[str] = []
@@ -353,16 +343,11 @@ class Recipe(Strict):
         return Schema(features=tuple(self.features.values()), **self.columns.model_dump())
 
     def train_config(self, model: str) -> TrainConfig:
-        """[train] with the overrides of one model.
-
-        Never a warm start for a slice, which starts from its slimmable model, nor for networks that leave out a fold:
-        what they would start from may have learnt it.
-        """
+        """[train] with the overrides of one model; a slice starts from its slimmable model, never warm."""
         config = self.models[model]
         sliced = isinstance(config, PointwiseConfig) and config.slice_of is not None
         overrides = {key: getattr(config.train, key) for key in config.train.model_fields_set}
-        afresh = sliced or config.left_out_by is not None
-        return self.train.model_copy(update={**overrides, **({"warm_start": None} if afresh else {})})
+        return self.train.model_copy(update={**overrides, **({"warm_start": None} if sliced else {})})
 
     @property
     def export_model(self) -> str:

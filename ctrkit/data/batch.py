@@ -28,9 +28,6 @@ class Batch:
     """Index of the row group that each impression was read from (`Loader.origin`), int64."""
     teachers: Mapping[str, Tensor] = field(default_factory=dict)
     """logit[B] of other models, by the column of the log that has their probability (`columns.teachers`)."""
-    draws: Mapping[str, Tensor] = field(default_factory=dict)
-    """draw[B] by `ctrkit.names.DrawnBy`, uniform in [0, 1), float32: each impression's own, or that of its group,
-    the same in every epoch, run and process. Folds are made of it (`ctrkit.objectives.fold`)."""
     labelled_share: float | None = None
     """Weight of the impressions with a label among all of the batch, where several processes share it; None: these are
     all."""
@@ -49,6 +46,5 @@ class Batch:
             weight_B=self.weight_B.to(device),
             origin_B=self.origin_B,
             teachers={name: logit_B.to(device) for name, logit_B in self.teachers.items()},
-            draws={by: draw_B.to(device) for by, draw_B in self.draws.items()},
             labelled_share=self.labelled_share,
         )

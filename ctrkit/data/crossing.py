@@ -47,8 +47,7 @@ class Crossing:
             dense_BD[:, list(self.dense)] = batch.dense_BD[order_B][:, list(self.dense)]
         sparse = KeyedJaggedTensor(keys=keys, values=torch.cat(moved), lengths=torch.cat(lengths), stride=rows)
         label_B = torch.full_like(batch.label_B, torch.nan)
-        draws: dict[str, Tensor] = {by: draw_B for by, draw_B in batch.draws.items() if by == "group"}  # the user's
-        return replace(batch, sparse=sparse, dense_BD=dense_BD, label_B=label_B, teachers={}, draws=draws, ahead={})
+        return replace(batch, sparse=sparse, dense_BD=dense_BD, label_B=label_B, teachers={}, ahead={})
 
     def changes(self, batch: Batch) -> bool:
         """Whether any order makes other impressions of these: not if all of them show one ad."""

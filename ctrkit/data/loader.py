@@ -14,7 +14,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ctrkit.data.batch import Batch
 from ctrkit.data.rows import OrderedRows, RowGroups, Rows, concatenate
 from ctrkit.errors import UserError
-from ctrkit.names import DrawnBy
 from ctrkit.schema import Schema
 
 SHARDS = 8
@@ -78,7 +77,6 @@ class Loader:
             divided by it: the expected loss, and with it calibration, stay as they are. Batches are smaller then.
         label_rate: share of the labels that is told, the same ones in every epoch; the others are NaN.
         teachers: columns of other models' scores that batches have.
-        draws: `Batch.draws` that batches have.
         share: of this process; all of the log by default.
         part: (i, n): only the i-th of n even parts of the rows, as they lie, for what is read without shuffling.
         on_unreadable: called with a message where a row group cannot be read; its rows are left out, the batches are
@@ -100,12 +98,11 @@ class Loader:
         negative_rate: float = 1.0,
         label_rate: float = 1.0,
         teachers: Sequence[str] = (),
-        draws: Sequence[DrawnBy] = (),
         share: Share | None = None,
         part: tuple[int, int] = (0, 1),
         on_unreadable: Callable[[str], None] | None = None,
     ) -> None:
-        self._groups = RowGroups(schema, files, teachers, draws=draws, label_rate=label_rate, seed=seed)
+        self._groups = RowGroups(schema, files, teachers, label_rate=label_rate, seed=seed)
         self.share = share or Share()
         self.batch_size, self._shuffle_rows, self._seed = batch_size, shuffle_rows, seed
         self._negative_rate = negative_rate
@@ -234,10 +231,6 @@ class Loader:
             teachers={
                 name: torch.from_numpy(np.array(rows.teachers_RT[:, i] if len(rows) else rows.label_R))
                 for i, name in enumerate(self._groups.teachers)
-            },
-            draws={
-                by: torch.from_numpy(np.array(rows.draws_RU[:, i] if len(rows) else rows.label_R))
-                for i, by in enumerate(self._groups.draws)
             },
         )
 

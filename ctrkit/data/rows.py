@@ -10,14 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctrkit.data.columns import GROUP, LABEL, TEACHER, WEIGHT
-from ctrkit.data.ids import text_keys
+from ctrkit.data.columns import LABEL, TEACHER, WEIGHT
 from ctrkit.errors import UserError
-from ctrkit.names import DrawnBy
-from ctrkit.raw_values import mix
 from ctrkit.schema import Schema, SequenceFeature
-
-_DRAWS = 0x464F4C44  # a stream of its own, whatever the seed: what one model has left out, another one is taught on
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,6 @@ class Rows:
     """Index of the row group."""
     teachers_RT: npt.NDArray[np.float32]
     """Logits of T other models."""
-    draws_RU: npt.NDArray[np.float32]
-    """`Batch.draws`, of U units."""
 
     def __len__(self) -> int:
         return len(self.label_R)
@@ -50,7 +43,6 @@ class Rows:
             self.weight_R[index],
             self.origin_R[index],
             self.teachers_RT[index],
-            self.draws_RU[index],
         )
 
 
@@ -71,7 +63,6 @@ class RowGroups:
         schema: of the log.
         files: in row order.
         teachers: columns of other models' scores that are read too.
-        draws: what draws are wanted.
         label_rate: share of the labels that is told; the others are NaN.
         seed: of which ones.
 
@@ -85,14 +76,13 @@ class RowGroups:
         files: Sequence[Path],
         teachers: Sequence[str] = (),
         *,
-        draws: Sequence[DrawnBy] = (),
         label_rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.single = [f.name for f in schema.sparse_features if not isinstance(f, SequenceFeature)]
         self.sequences = {f.name: f.max_len for f in schema.sparse_features if isinstance(f, SequenceFeature)}
         self.dense = [f.name for f in schema.dense_features]
-        self.teachers, self.draws = list(teachers), list(draws)
+        self.teachers = list(teachers)
         self._label_rate, self._seed = label_rate, seed
         self.paths = list(files)
         self._files = [_open(path) for path in files]
@@ -117,7 +107,6 @@ class RowGroups:
         group = self.groups[index]
         columns = [LABEL, *([WEIGHT] if self._has_weight else []), *self.single, *self.sequences, *self.dense]
         teachers = [TEACHER + name for name in self.teachers]
-        columns += [GROUP] if "group" in self.draws else []
         try:
             table = self._files[group.file].read_row_group(group.number, columns=[*columns, *teachers])
         except (pa.ArrowException, OSError) as error:
@@ -137,25 +126,7 @@ class RowGroups:
             weight_R=table[WEIGHT].to_numpy() if self._has_weight else np.ones(rows, np.float32),
             origin_R=np.full(rows, index, np.int32),
             teachers_RT=_stack(table, teachers, np.float32),
-            draws_RU=self._draws(table, index),
         )
-
-    def _draws(self, table: pa.Table, index: int) -> npt.NDArray[np.float32]:
-        out = np.empty((table.num_rows, len(self.draws)), np.float32)
-        for i, by in enumerate(self.draws):
-            if by == "row":
-                out[:, i] = np.random.default_rng((_DRAWS, index)).random(table.num_rows, np.float32)
-                continue
-            out[:, i] = draws_of_groups(table[GROUP].combine_chunks())
-        return out
-
-
-def draws_of_groups(groups: pa.Array) -> npt.NDArray[np.float32]:
-    """`Batch.draws` by "group", of N group keys of a prepared log."""
-    keys_N = text_keys(groups, GROUP) if pa.types.is_string(groups.type) else groups.to_numpy()
-    mixed_N = mix(keys_N.astype(np.int64).view(np.uint64) ^ np.uint64(_DRAWS))
-    draw_N: npt.NDArray[np.float32] = np.ldexp((mixed_N >> np.uint64(40)).astype(np.float32), -24)  # float32 holds them
-    return draw_N
 
 
 class OrderedRows:
@@ -228,7 +199,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         np.concatenate([p.weight_R for p in parts]),
         np.concatenate([p.origin_R for p in parts]),
         np.concatenate([p.teachers_RT for p in parts]),
-        np.concatenate([p.draws_RU for p in parts]),
     )
 
 
@@ -239,7 +209,6 @@ _NONE = Rows(
     np.zeros(0, np.float32),
     np.zeros(0, np.float32),
     np.zeros(0, np.int32),
-    np.zeros((0, 0), np.float32),
     np.zeros((0, 0), np.float32),
 )
 

@@ -18,7 +18,6 @@ from ctrkit.nn.embedding import Embedding
 from ctrkit.nn.mlp import single_logit
 from ctrkit.nn.network import Network, Read, read_embeddings
 from ctrkit.nn.tower import Lists, Tower, Vectors
-from ctrkit.objectives.fold import Fold
 from ctrkit.objectives.frozen import Frozen, Traced, frozen_statistics
 from ctrkit.objectives.hint import LAYER_LOSSES, MEASURED_STEPS, LayerHint, Lesson
 from ctrkit.objectives.objective import Objective, batch_label_loss, scaled
@@ -46,8 +45,6 @@ class CoTraining(Objective):
         unexposed: weight of a hint there, relative to its weight on what was shown; 0 leaves them out.
         in_turn: a batch is a step for each network in turn, with predictions made anew, as in Deep Mutual Learning's
             algorithm 1; else one step for all.
-        folds: by name of a network or a frozen teacher: what it does not learn from, and alone teaches on. Candidates
-            are of their user's fold; of no fold, if folds are of impressions, and all teach.
         shipped: roles that may ship; the first network if not given. `MEAN` is the mean of all.
 
     Raises:
@@ -68,7 +65,6 @@ class CoTraining(Objective):
         crossing: Crossing | None = None,
         unexposed: float = 0.0,
         in_turn: bool = False,
-        folds: Mapping[str, Fold] | None = None,
         shipped: Sequence[str] = (),
     ) -> None:
         super().__init__(networks, shipped)
@@ -77,7 +73,6 @@ class CoTraining(Objective):
         self.label_weight, self.label_smoothing = dict(label_weight or {}), label_smoothing
         self.gradient_to_shared = dict(gradient_to_shared or {})
         self.crossing, self.unexposed = crossing, unexposed if crossing is not None else 0.0
-        self.folds = dict(folds or {})
         self.mean_of = tuple(networks) if MEAN in shipped else ()
         self.turns = len(networks) if in_turn else 1
         self._held: str | None = None
@@ -116,12 +111,6 @@ class CoTraining(Objective):
                 raise ValueError(
                     "soft_bce is no distance for a teacher that hears it too: it would draw both to zero; take kl, "
                     "whose gradient for the student is the same"
-                )
-        for hint in self.layer_hints:
-            if hint.teacher in self.folds:
-                raise ValueError(
-                    f"layer hint: '{hint.teacher}' has learnt most of what it would show; a network that leaves out a "
-                    "fold (cross_fit) teaches by its predictions alone"
                 )
         for student, teacher in pairs:
             if student == teacher:
@@ -288,7 +277,7 @@ class CoTraining(Objective):
         teachers = [traces[name].logit_B if name in traces else batch.teachers[name] for name in lesson.teachers]
         if lesson.blocked:
             teachers = [teacher_B.detach() for teacher_B in teachers]
-        known_KB = ~torch.stack(teachers).isnan() & self._may_teach(lesson.teachers, batch, shown=shown)
+        known_KB = ~torch.stack(teachers).isnan()
         known_B = known_KB.any(0)
         teachers = [teacher_B.nan_to_num() for teacher_B in teachers]
         known_KB = known_KB | ~known_B  # where none knows, any finite hint: it is multiplied by zero
@@ -303,14 +292,6 @@ class CoTraining(Objective):
                 squares += self._squares(lesson, student_B, teachers, known_KB, known_B, batch)
             weight *= lesson.hint.scale(squares, step)
         return weight * _mean_hint(lesson, student_B, teachers, known_KB) * known_B
-
-    def _may_teach(self, teachers: Sequence[str], batch: Batch, *, shown: bool) -> Tensor:
-        """Which teachers have not learnt an impression."""
-        everywhere_B = torch.ones_like(batch.weight_B, dtype=torch.bool)
-        folds = [self.folds.get(name) for name in teachers]
-        return torch.stack(
-            [everywhere_B if fold is None or (fold.by == "row" and not shown) else fold.holds(batch) for fold in folds]
-        )
 
     def _squares(
         self, lesson: Lesson, student_B: Tensor, teachers: Sequence[Tensor], known_KB: Tensor, known_B: Tensor,
@@ -330,9 +311,8 @@ class CoTraining(Objective):
 
     def _label_loss(self, role: str, logit_B: Tensor, batch: Batch) -> Tensor:
         """Weighted; a label weight of 0 counts as 1 where a hint is measured by it."""
-        loss_B = batch_label_loss(logit_B, batch, self.label_smoothing) * (self.label_weight.get(role, 1.0) or 1.0)
-        fold = self.folds.get(role)
-        return loss_B if fold is None else loss_B * ~fold.holds(batch) * (fold.count / (fold.count - 1))
+        loss_B = batch_label_loss(logit_B, batch, self.label_smoothing)
+        return loss_B * (self.label_weight.get(role, 1.0) or 1.0)
 
     def _layer_hint(self, index: int, hint: LayerHint, traces: Mapping[str, Traced]) -> Tensor:
         student_BH = traces[hint.student].hidden[hint.layer]

@@ -232,12 +232,6 @@ def load(folder: Path, *overrides: str) -> Recipe:
             ],
             "model 'cut' starts from a slice of 'slim'; its train.warm_start would be another start",
         ),
-        # --- cross-fitting
-        (
-            ['models.two={objective="ensemble",members=["light","light"],cross_fit="group",train={warm_start="old"}}'],
-            "model 'two' has cross_fit, so its members start afresh",
-        ),
-        (['models.two={objective="ensemble",members=["light","light"],cross_fit="user"}'], "models.two.cross_fit: "),
         # --- unexposed candidates
         (
             [f"features.{name}.side=context" for name in ("recent_ads", "ad_id", "category_id", "price")]

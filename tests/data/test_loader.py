@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,6 @@ from ctrkit.data.columns import GROUP, LABEL, WEIGHT
 from ctrkit.data.loader import Loader, Share
 from ctrkit.data.rows import RowGroups, Rows
 from ctrkit.errors import UserError
-from ctrkit.names import DrawnBy
 from ctrkit.schema import Schema
 
 FEATURES: dict[str, dict[str, Any]] = {
@@ -215,45 +213,6 @@ def test_origin_names_file_and_row_group(files: list[Path]) -> None:
         for row, origin in zip(rows_of([batch]), batch.origin_B.tolist(), strict=True):
             group = int(np.searchsorted(ends, row, side="right"))
             assert loader.origin(origin) == ((files[0], group) if group < 3 else (files[1], group - 3))
-
-
-def test_draws_are_of_the_impression_whoever_reads_it(files: list[Path]) -> None:
-    """What one model has left out another one is taught on, at another seed, epoch, order and batch size."""
-
-    def draws(by: DrawnBy, epoch: int = 0, **settings: Any) -> dict[int, float]:
-        found: dict[int, float] = {}
-        for batch in Loader(schema(), files, draws=[by], **{"batch_size": 5, **settings}).epoch(epoch):
-            found |= dict(zip(rows_of([batch]), batch.draws[by].tolist(), strict=True))
-        return found
-
-    units: tuple[DrawnBy, ...] = ("row", "group")
-    for by in units:
-        first = draws(by)
-        assert len(first) == ROWS
-        assert all(0 <= draw < 1 for draw in first.values())
-        assert draws(by, batch_size=7, shuffle_rows=20, seed=4, epoch=3) == first
-        of_processes = [draws(by, batch_size=8, shuffle_rows=20, share=Share(i, i + 1, 2)) for i in (0, 1)]
-        assert of_processes[0] | of_processes[1] == first
-    assert len(set(draws("row").values())) == ROWS
-    of_groups = {(row % 5, draw) for row, draw in draws("group").items()}
-    assert len(of_groups) == 5  # one a group, wherever its impressions lie
-    assert len({draw for _, draw in of_groups}) == 5
-    assert next(Loader(schema(), files, batch_size=5).epoch()).draws == {}
-
-
-@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
-def test_draws_of_groups_are_uniform_and_those_of_their_key(tmp_path: Path, kind: pa.DataType) -> None:
-    rows = 5000
-    table = prepared(rows).set_column(1, GROUP, pa.array(range(rows)).cast(kind))
-    there = write(tmp_path / "there.parquet", table, [rows])
-    back = write(tmp_path / "back.parquet", table.take(pa.array(range(rows)[::-1])), [rows // 2, rows // 2])
-    there_R, back_R = (
-        torch.cat([b.draws["group"] for b in Loader(schema(), [file], batch_size=999, draws=["group"]).epoch()])
-        for file in (there, back)
-    )
-    assert torch.equal(there_R, back_R.flip(0))
-    share = torch.histc(there_R, 10, 0, 1) / rows
-    assert (share - 0.1).abs().max() < 0.02  # five standard deviations
 
 
 def test_no_sparse_features(files: list[Path]) -> None:

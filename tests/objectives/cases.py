@@ -25,7 +25,6 @@ from ctrkit.nn.network import Network
 from ctrkit.nn.slimmable import FixedWidth, SlimmableMLP
 from ctrkit.objectives.co_training import CoTraining
 from ctrkit.objectives.distillation import distillation
-from ctrkit.objectives.fold import Fold
 from ctrkit.objectives.hint import Hint, HintLoss, LayerHint, Lesson
 from ctrkit.objectives.mutual_learning import mutual_learning
 from ctrkit.objectives.objective import Objective
@@ -277,9 +276,6 @@ def distilled(*, frozen: int = 1, column: bool = False, **settings: Any) -> Call
     return make
 
 
-PAIR = {f"teacher{i}": Fold(i, 2, "row") for i in range(2)}
-
-
 def distillations() -> list[Case]:
     """From networks, from a column, by each loss, with and without the label."""
     all_of_it, hints = {*whole(""), "tables"}, tuple[HintLoss, ...](("logit_mse", "probability_mse", "kl", "soft_bce"))
@@ -289,7 +285,6 @@ def distillations() -> list[Case]:
         *(Case(f"distillation by {loss}", distilled(hint=Hint(loss)), both) for loss in hints),
         Case("distillation at T = 4", distilled(hint=Hint("kl", temperature=4.0)), both),
         Case("distillation from two", distilled(frozen=2), both),
-        Case("distillation from a cross-fitted pair", distilled(frozen=2, folds=PAIR), both),
         Case("distillation from a column", distilled(frozen=0, column=True), both),
         Case("distillation from both", distilled(column=True), both),
         Case("distillation without the label", distilled(label_weight=0.0), {"hint": all_of_it}),
